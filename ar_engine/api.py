@@ -73,6 +73,7 @@ class RefineRequest(Struct, frozen=True, kw_only=True):
     temperature: float = 0.0  # 0: greedy. Sampling ignores the draft for now: only greedy is exact
     top_p: float = 1.0
     seed: int = 0
+    stop: tuple[str, ...] = ()  # the answer ends once it holds one of these; the caller cuts it off
     deadline_s: float | None = None  # seconds from submission
 
 

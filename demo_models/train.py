@@ -97,6 +97,7 @@ def draft_loss(model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:
     corrupted = torch.where(torch.rand(size, canvas, generator=rng) < rate, noise, batch.canvases)
     prompt = torch.arange(batch.prompts.shape[1]) < batch.prompt_lengths[:, None]
     inputs = {
+        "past_key_values": model.model.encoder(input_ids=batch.prompts).past_key_values,
         "decoder_input_ids": corrupted,
         "decoder_attention_mask": torch.cat([prompt, torch.ones(size, canvas, dtype=torch.bool)], dim=1),
         "decoder_position_ids": batch.prompt_lengths[:, None] + torch.arange(canvas),
@@ -105,8 +106,8 @@ def draft_loss(model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:
     if torch.rand((), generator=rng) < 0.5:
         with torch.no_grad():  # sampling conditions on logits divided by the step's temperature
             temperature = 0.4 + 0.4 * rate[..., None]
-            guess = model(input_ids=batch.prompts, **inputs).logits / temperature
-    logits = model(input_ids=batch.prompts, self_conditioning_logits=guess, **inputs).logits
+            guess = model(**inputs).logits / temperature
+    logits = model(self_conditioning_logits=guess, **inputs).logits
     weight = torch.where(torch.arange(canvas) < batch.answer_lengths[:, None], 1.0, PAD_WEIGHT)
     loss = cross_entropy(logits.flatten(0, 1), batch.canvases.flatten(), reduction="none")
     return (loss * weight.flatten()).sum() / weight.sum()

@@ -46,7 +46,7 @@ class DraftSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How to load and run the draft model."""
 
     model: str = "demo"  # a checkpoint's name or folder; "demo" is the one shipped in demo_models
-    max_steps: int = 48  # most denoising steps per canvas
+    max_steps: int = 0  # most denoising steps per canvas; 0: what the checkpoint says
     max_tokens: int = 1024  # most tokens in one draft, also the default
     max_waiting: int = 256  # requests queued before DraftOverloaded
     threads: int = 0  # torch intra-op threads on CPU; 0 leaves torch's own choice

@@ -1,0 +1,1 @@
+"""Measurements: each prints JSON with the commit, machine, versions and seed. They never assert."""
