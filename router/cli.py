@@ -1,0 +1,29 @@
+"""The `draftgate` command: finds the package that does the work and hands over.
+
+A command is the `main(argv)` of a module, imported only when it is asked for, so that no command
+pays for the libraries of another.
+"""
+
+import argparse
+import importlib
+
+from router.version import version
+
+COMMANDS = {"serve": ("router.server", "run the gateway")}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    listing = "\n".join(f"  {name:10}{words}" for name, (_, words) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="draftgate",
+        description="A hybrid LLM router: drafts first, refines where needed.",
+        epilog=f"commands:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"draftgate {version()}")
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see draftgate COMMAND --help")
+    options = parser.parse_args(argv)
+    module = importlib.import_module(COMMANDS[options.command][0])
+    return module.main(options.arguments)

@@ -1,0 +1,138 @@
+"""Errors and how they look on the wire. The one table from exception to HTTP is TABLE, below.
+
+Error tree:
+* RouterError                what the gateway itself refuses or gives up
+  - BadRequest               400, the request is wrong; `param` names the field
+  - PromptTooLong            400, code context_length_exceeded
+  - UnknownModel             404
+  - ClientGone               499, nobody is left to read the answer
+The engines' trees (DraftError, RefineError) are drawn in their api.py.
+"""
+
+import logging
+import re
+from http import HTTPStatus
+from typing import cast
+
+from litestar.exceptions import HTTPException, ValidationException
+from msgspec import Struct
+
+from ar_engine import api as refine
+from diffusion_engine import api as draft
+
+logger = logging.getLogger("draftgate")
+
+
+class RouterError(Exception):
+    """Base of the gateway's own errors. Its message is written for the client."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class BadRequest(RouterError):
+    """The request is wrong and stays wrong when repeated."""
+
+
+class PromptTooLong(RouterError):
+    """More text than the gateway takes."""
+
+
+class UnknownModel(RouterError):
+    """No model of that name is served."""
+
+
+class ClientGone(RouterError):
+    """The client closed the connection before its answer was ready."""
+
+
+class ErrorDetail(Struct, frozen=True, kw_only=True):
+    """What went wrong, as the OpenAI API words it."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(Struct, frozen=True):
+    """The envelope of every error."""
+
+    error: ErrorDetail
+
+
+class Wire(Struct, frozen=True):
+    """How one kind of exception is shown."""
+
+    status: int
+    type: str
+    code: str
+    message: str | None = None  # None: the exception's own words are fit for the client
+    retry_after_s: float | None = None  # the exception's own, if it has one, is better
+
+
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+BUSY = "The server is busy; try again shortly."
+LATE = "The request took longer than its deadline."
+BROKEN = "The server failed to answer this request."
+STARTING = "The model is not ready to serve."
+INTERNAL = Wire(500, SERVER, "internal_error", BROKEN)
+
+TABLE: dict[type[BaseException], Wire] = {
+    BadRequest: Wire(400, INVALID, "invalid_value"),
+    PromptTooLong: Wire(400, INVALID, "context_length_exceeded"),
+    UnknownModel: Wire(404, INVALID, "model_not_found"),
+    ClientGone: Wire(499, SERVER, "client_closed_request"),
+    draft.DraftError: INTERNAL,
+    draft.DraftRejected: Wire(400, INVALID, "rejected"),
+    draft.DraftOverloaded: Wire(503, SERVER, "server_is_overloaded", BUSY, 1.0),
+    draft.DraftDeadline: Wire(504, SERVER, "timeout", LATE),
+    draft.DraftEngineClosed: Wire(503, SERVER, "not_ready", STARTING, 5.0),
+    draft.DraftFailed: Wire(500, SERVER, "engine_error", BROKEN),
+    refine.RefineError: INTERNAL,
+    refine.RefineRejected: Wire(400, INVALID, "rejected"),
+    refine.RefineOverloaded: Wire(503, SERVER, "server_is_overloaded", BUSY, 1.0),
+    refine.RefineDeadline: Wire(504, SERVER, "timeout", LATE),
+    refine.RefineEngineClosed: Wire(503, SERVER, "not_ready", STARTING, 5.0),
+    refine.RefineFailed: Wire(500, SERVER, "engine_error", BROKEN),
+}
+
+
+def wire_of(error: BaseException) -> Wire:
+    """The nearest entry of TABLE; unexpected exceptions are internal errors."""
+    return next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), INTERNAL)
+
+
+def describe(error: Exception) -> tuple[Wire, ErrorBody, dict[str, str]]:
+    """Status, body and headers for any exception. Logs those that are our fault."""
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        wire, message, param = _of_framework(error)
+        headers = dict(error.headers or {})
+    else:
+        wire, param, headers = wire_of(error), getattr(error, "param", None), {}
+        message = wire.message or str(error)
+    if wire.status in {500, 504}:
+        logger.error("request failed: %s", wire.code, exc_info=error)
+    if wire.status in {429, 503}:
+        wait_s = getattr(error, "retry_after_s", None) or wire.retry_after_s or 1.0
+        headers["retry-after"] = str(min(60, max(1, round(wait_s))))
+    detail = ErrorDetail(message=message, type=wire.type, param=param, code=wire.code)
+    return wire, ErrorBody(detail), headers
+
+
+def _of_framework(error: HTTPException) -> tuple[Wire, str, str | None]:
+    """Litestar's own 4xx: bad JSON, wrong types, no such path, wrong method, body too large."""
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    if not isinstance(error, ValidationException):
+        return Wire(error.status_code, INVALID, code), error.detail, None
+    problems = cast("list[dict[str, str]]", error.extra or [{}])
+    key, message = problems[0].get("key", "data"), problems[0].get("message", "")
+    if key != "data":
+        return Wire(400, INVALID, "invalid_type"), f"{key}: {message}", key
+    if missing := re.search(r"missing required field `(\w+)`", message):
+        return Wire(400, INVALID, "missing_required_parameter"), message, missing[1]
+    if not message.startswith("Expected"):
+        message = "Expected `object`, got nothing"
+    return Wire(400, INVALID, "invalid_type"), f"The body must be a JSON object. {message}", None
