@@ -21,7 +21,7 @@ from ar_engine.api import (
     ScoreRequest,
 )
 from ar_engine.refiner import CausalRefiner
-from engine_thread import EngineErrors, EngineThread
+from engine_core.thread import EngineErrors, EngineThread
 
 ERRORS = EngineErrors(RefineError, RefineOverloaded, RefineDeadline, RefineEngineClosed, RefineFailed)
 

@@ -4,15 +4,13 @@ The key-value cache is a plain full-length one in every layer, also where the mo
 see to that), so that the tail of a rejected draft can be cut off again.
 """
 
-import hashlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from ar_engine.api import (
     Draft,
@@ -24,21 +22,20 @@ from ar_engine.api import (
     RefineSettings,
     ScoreRequest,
 )
+from engine_core.chat import ChatTokenizer, TextStream, fit
 
 
 class CausalRefiner:
     """A checkpoint of any causal language model of transformers and its tokenizer, answering one request at a time."""
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, settings: RefineSettings) -> None:
+    def __init__(self, model: Any, tokenizer: ChatTokenizer, settings: RefineSettings) -> None:
         """Take a loaded model; `load` is the usual way here."""
         self._model = model
         self._tokenizer = tokenizer
         self._settings = settings
         end = model.generation_config.eos_token_id
         self._end_ids = frozenset(end if isinstance(end, list) else [] if end is None else [end])
-        self._byte_ids = byte_token_ids(tokenizer)
         self.context_tokens: int = model.config.get_text_config().max_position_embeddings
-        self.tokenizer_fingerprint = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
     @classmethod
     def load(cls, settings: RefineSettings) -> "CausalRefiner":
@@ -51,15 +48,14 @@ class CausalRefiner:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-        model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype).to(device).eval()
-        return cls(model, AutoTokenizer.from_pretrained(settings.model), settings)
+        model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype)
+        return cls(model.to(device).eval(), ChatTokenizer.load(settings.model), settings)
 
     @torch.inference_mode()
     def score(self, request: ScoreRequest) -> DraftScore:
         """Log-probabilities of a draft's tokens and the model's own choices, from one forward."""
-        prompt = self._prompt(request.messages)
         ids = self._draft_ids(request.draft)
-        self._max_tokens(len(prompt), len(ids))
+        prompt, _ = self._prepare(request.messages, len(ids))
         logits = self._forward([*prompt, *ids], DynamicCache(), keep=len(ids) + 1)[:-1]
         logprobs = logits.log_softmax(dim=-1)
         greedy = logits.argmax(dim=-1).tolist()
@@ -82,12 +78,11 @@ class CausalRefiner:
             RefineRejected: prompt and answer don't fit the model's context.
         """
         started = time.monotonic()
-        prompt = self._prompt(request.messages)
-        max_tokens = self._max_tokens(len(prompt), request.max_tokens)
+        prompt, max_tokens = self._prepare(request.messages, request.max_tokens)
         keeps_draft = request.draft is not None and (request.mode or self._settings.mode) == "exact"
         draft = self._draft_ids(request.draft) if request.draft and keeps_draft and request.temperature == 0 else []
         sampler = _Sampler(request.temperature, request.top_p, request.seed, self._model.device)
-        text = _TextStream(self._tokenizer, self._byte_ids)
+        text = TextStream(self._tokenizer)
         cache = DynamicCache()
 
         draft = draft[: max_tokens - 1]
@@ -131,25 +126,18 @@ class CausalRefiner:
         output = self._model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep)
         return output.logits[0].float()
 
-    def _prompt(self, messages: tuple[dict[str, Any], ...]) -> list[int]:
+    def _prepare(self, messages: tuple[dict[str, Any], ...], asked: int | None) -> tuple[list[int], int]:
+        """The prompt's ids, and how many tokens may follow it."""
         try:
-            return self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)[
-                "input_ids"
-            ]
-        except TemplateError as err:
-            raise RefineRejected(f"expected messages that the model's chat template takes, got: {err}") from err
+            prompt = self._tokenizer.prompt(messages)
+            return prompt, fit(self.context_tokens, len(prompt), asked, self._settings.max_tokens)
+        except ValueError as err:
+            raise RefineRejected(str(err)) from err
 
     def _draft_ids(self, draft: Draft) -> list[int]:
-        if draft.tokenizer_fingerprint == self.tokenizer_fingerprint:
+        if draft.tokenizer_fingerprint == self._tokenizer.fingerprint:
             return list(draft.token_ids)
-        return self._tokenizer(draft.text, add_special_tokens=False)["input_ids"]
-
-    def _max_tokens(self, prompt_tokens: int, asked: int | None) -> int:
-        room = self.context_tokens - prompt_tokens
-        if room < 1 or (asked or 0) > room:
-            wanted = f"a prompt of {prompt_tokens}" + (f" and {asked} answer tokens" if asked else "")
-            raise RefineRejected(f"expected at most {self.context_tokens} tokens in all, got {wanted}")
-        return min(asked or room, self._settings.max_tokens, room)
+        return self._tokenizer.encode(draft.text)
 
 
 class _Start(NamedTuple):
@@ -175,33 +163,6 @@ class _Sampler:
             ranked[ranked.cumsum(dim=-1) - ranked >= self._top_p] = 0  # the token that crosses top_p stays
             probs = torch.zeros_like(probs).scatter(0, order, ranked)
         return int(torch.multinomial(probs, 1, generator=self._rng))
-
-
-class _TextStream:
-    """Text of a growing list of ids, in pieces that never end inside a character.
-
-    A run of byte tokens (`<0xE6>`) is decoded as a whole, all of it or none, so its text is known only when it has ended.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, byte_ids: frozenset[int]) -> None:
-        self._tokenizer = tokenizer
-        self._byte_ids = byte_ids
-        self.text = ""
-
-    def advance(self, ids: list[int], final: bool) -> str:
-        """The text that is new since the last call; bytes of an unfinished character wait unless `final`."""
-        whole = self._tokenizer.decode(ids, skip_special_tokens=True)
-        if not final and ids and (whole.endswith("�") or ids[-1] in self._byte_ids):
-            return ""
-        piece, self.text = whole[len(self.text) :], whole
-        return piece
-
-
-def byte_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids of a byte-fallback vocabulary's 256 byte tokens; none for other tokenizers."""
-    vocab = tokenizer.get_vocab()
-    ids = (vocab.get(f"<0x{byte:02X}>") for byte in range(256))
-    return frozenset(token for token in ids if token is not None)
 
 
 def _agreeing_prefix(draft: list[int], own: list[int]) -> int:

@@ -126,7 +126,8 @@ def main() -> None:
         "split": options.split,
         "requests": options.requests,
         "policies": policies,
-        "latency_ratio_routed_to_refine": policies["routed"]["seconds"]["mean"] / policies["always refine"]["seconds"]["mean"],
+        "latency_ratio_routed_to_refine": policies["routed"]["seconds"]["mean"]
+        / policies["always refine"]["seconds"]["mean"],
         "curve": [replay(rows["always draft"], rows["always refine"], at, quality) for at in thresholds],
     }
     text = json.dumps(report, indent=1)

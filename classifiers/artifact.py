@@ -32,7 +32,9 @@ class Linear(NamedTuple):
 def save(folder: Path, feature_version: str, model: Linear, card: dict[str, Any]) -> None:
     """Write a model and what is known of its making."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in model._asdict().items()}, folder / "weights.safetensors")
+    save_file(
+        {name: np.ascontiguousarray(tensor) for name, tensor in model._asdict().items()}, folder / "weights.safetensors"
+    )
     about = {"kind": KIND, "feature_version": feature_version, **card}
     (folder / "model.json").write_bytes(msgspec.json.format(msgspec.json.encode(about), indent=1) + b"\n")
 

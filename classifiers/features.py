@@ -14,7 +14,7 @@ CONVERSATION_VERSION = "conversation-1"
 DRAFT_VERSION = "draft-1"
 HASHED = 4096
 
-_VECTORIZER = HashingVectorizer(n_features=HASHED, ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]", norm="l2", dtype=np.float32)
+_VECTORIZER: Any = HashingVectorizer(n_features=HASHED, ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]", norm="l2")
 _NUMBER = re.compile(r"\d+")
 COUNTS = ("turns", "words", "numbers", "commas", "signs", "questions", "lines", "longest number")
 DRAFT_FEATURES = (
@@ -29,7 +29,7 @@ def text_of(message: Mapping[str, Any]) -> str:
     return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
 
 
-def conversation_features(messages: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def conversation_features(messages: Sequence[Mapping[str, Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Sparse features of a whole conversation: columns and values, `HASHED + len(COUNTS)` columns in all.
 
     Words and pairs of words (numbers as "0") of the last user turn and, marked apart, of the turn before it are hashed;

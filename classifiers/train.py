@@ -59,7 +59,7 @@ def train_complexity(outcomes: list[Outcome]) -> tuple[artifact.Linear, dict[str
     """Fit P(draft wrong and refiner right | conversation); the report is cross-validated."""
     rows = [conversation_features(outcome.messages) for outcome in outcomes]
     indptr = np.cumsum([0, *(len(columns) for columns, _ in rows)])
-    features = sparse.csr_matrix(
+    features: Any = sparse.csr_matrix(
         (np.concatenate([v for _, v in rows]), np.concatenate([c for c, _ in rows]), indptr),
         shape=(len(rows), HASHED + len(COUNTS)),
     )
@@ -89,7 +89,8 @@ def _report(model: LogisticRegression, features: Any, labels: NDArray[np.bool_])
     if min(labels.sum(), (~labels).sum()) < FOLDS:
         raise ValueError(f"expected at least {FOLDS} outcomes of each kind, got {labels.sum()} of {len(labels)}")
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    scores = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")[:, 1]
+    predicted: Any = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
+    scores = predicted[:, 1]
     return {
         "outcomes": len(labels),
         "positive_share": round(float(labels.mean()), 4),
@@ -98,7 +99,7 @@ def _report(model: LogisticRegression, features: Any, labels: NDArray[np.bool_])
     }
 
 
-def _linear(model: LogisticRegression, mean: NDArray, scale: NDArray) -> artifact.Linear:
+def _linear(model: Any, mean: NDArray, scale: NDArray) -> artifact.Linear:
     return artifact.Linear(
         weights=model.coef_[0].astype(np.float32),
         bias=model.intercept_.astype(np.float32),

@@ -32,7 +32,12 @@ def answers(name: str, cases: list[Conversation]) -> list[str]:
     for at in range(0, len(cases), BATCH):
         prompts = [list(case.messages) for case in cases[at : at + BATCH]]
         inputs = tokenizer.apply_chat_template(
-            prompts, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True, padding_side="left"
+            prompts,
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+            padding=True,
+            padding_side="left",
         )
         options = {} if name == "draft" else {"do_sample": False}
         output = model.generate(**inputs, **options)

@@ -33,9 +33,7 @@ def dress(question: str, rng: random.Random) -> str:
 
 def misspell(text: str, rng: random.Random, protected: frozenset[str]) -> str:
     """Swap, drop or double one letter inside one word of five letters or more that carries no fact."""
-    words = [
-        match for match in re.finditer(r"\b[a-z]{5,}\b", text) if match[0] not in protected
-    ]
+    words = [match for match in re.finditer(r"\b[a-z]{5,}\b", text) if match[0] not in protected]
     if not words:
         return text
     word = rng.choice(words)

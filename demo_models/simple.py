@@ -96,7 +96,14 @@ def _arrival(rng: random.Random) -> Case:
     return Case({}, answer, (facts["number"], facts["arrives"]), document=note)
 
 
-_PROBLEMS = ("arrived broken", "is scratched", "is too small", "has the wrong color", "arrived too late", "is incomplete")
+_PROBLEMS = (
+    "arrived broken",
+    "is scratched",
+    "is too small",
+    "has the wrong color",
+    "arrived too late",
+    "is incomplete",
+)
 _WISHES = ("a refund", "a replacement", "a discount", "a call back")
 
 

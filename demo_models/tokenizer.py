@@ -71,4 +71,3 @@ def make_tokenizer(seed: int = 0, samples: int = 20_000) -> PreTrainedTokenizerF
         clean_up_tokenization_spaces=False,
         padding_side="left",
     )
-

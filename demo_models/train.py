@@ -79,7 +79,9 @@ def batches(model: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterat
         yield from (Batch(chunk, tokenizer.pad_token_id) for chunk in chunks)
 
 
-def _encode(conversation: Conversation, tokenizer: PreTrainedTokenizerFast, end: list[int]) -> tuple[list[int], list[int]]:
+def _encode(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerFast, end: list[int]
+) -> tuple[list[int], list[int]]:
     text = tokenizer.apply_chat_template(list(conversation.messages), add_generation_prompt=True, tokenize=False)
     encode = tokenizer.backend_tokenizer.encode
     answer = encode(conversation.answer).ids + end
@@ -228,7 +230,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000, help="also sets the length of the learning rate's decay")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=max(1, torch.get_num_threads()))
-    parser.add_argument("--evaluate", type=int, default=1000, help="conversations of each split in the final evaluation")
+    parser.add_argument(
+        "--evaluate", type=int, default=1000, help="conversations of each split in the final evaluation"
+    )
     options = parser.parse_args()
     train(options.model, options.steps, options.seed, options.threads, options.evaluate)
 

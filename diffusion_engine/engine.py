@@ -19,7 +19,7 @@ from diffusion_engine.api import (
     DraftSettings,
 )
 from diffusion_engine.reference import ReferenceDrafter
-from engine_thread import EngineErrors, EngineThread
+from engine_core.thread import EngineErrors, EngineThread
 
 ERRORS = EngineErrors(DraftError, DraftOverloaded, DraftDeadline, DraftEngineClosed, DraftFailed)
 

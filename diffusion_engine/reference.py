@@ -4,16 +4,14 @@
 thread sees to it, and the AR engine samples from generators of its own.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, DiffusionGemmaForBlockDiffusion, PreTrainedTokenizerBase
+from transformers import AutoConfig, DiffusionGemmaForBlockDiffusion
 
 from diffusion_engine.api import (
     CanvasUpdate,
@@ -23,7 +21,7 @@ from diffusion_engine.api import (
     DraftSettings,
     DraftSignals,
 )
-
+from engine_core.chat import ChatTokenizer, fit
 
 # what `generate` uses when the checkpoint sets none
 DEFAULT_STEPS = 48
@@ -33,7 +31,7 @@ DEFAULT_CONFIDENCE = 0.005  # nats
 class ReferenceDrafter:
     """A DiffusionGemma checkpoint and its tokenizer, drafting one request at a time."""
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, settings: DraftSettings) -> None:
+    def __init__(self, model: Any, tokenizer: ChatTokenizer, settings: DraftSettings) -> None:
         """Take a loaded model; `load` is the usual way here."""
         self._model = model
         self._tokenizer = tokenizer
@@ -41,7 +39,6 @@ class ReferenceDrafter:
         self._end_ids = _as_list(model.generation_config.eos_token_id)
         self._max_steps = settings.max_steps or model.generation_config.max_denoising_steps or DEFAULT_STEPS
         self.context_tokens: int = model.config.text_config.max_position_embeddings
-        self.tokenizer_fingerprint = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
     @classmethod
     def load(cls, settings: DraftSettings) -> "ReferenceDrafter":
@@ -57,8 +54,8 @@ class ReferenceDrafter:
         if kind != "diffusion_gemma":
             raise ValueError(f"draft.model must be a DiffusionGemma checkpoint (diffusion_gemma), got {kind}")
         device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-        model = DiffusionGemmaForBlockDiffusion.from_pretrained(settings.model, dtype=dtype).to(device).eval()
-        return cls(model, AutoTokenizer.from_pretrained(settings.model), settings)
+        model: Any = DiffusionGemmaForBlockDiffusion.from_pretrained(settings.model, dtype=dtype)
+        return cls(model.to(device).eval(), ChatTokenizer.load(settings.model), settings)
 
     def draft(self, request: DraftRequest, emit: Callable[[CanvasUpdate], None]) -> DraftResult:
         """Denoise canvas after canvas until one holds an end of turn, or `max_tokens` are there.
@@ -67,8 +64,12 @@ class ReferenceDrafter:
             DraftRejected: prompt and answer don't fit the model's context.
         """
         started = time.monotonic()
-        prompt = torch.tensor([self._prompt(request.messages)], device=self._model.device)
-        max_tokens = self._max_tokens(prompt.shape[1], request.max_tokens)
+        try:
+            ids = self._tokenizer.prompt(request.messages)
+            max_tokens = fit(self.context_tokens, len(ids), request.max_tokens, self._settings.max_tokens)
+        except ValueError as err:
+            raise DraftRejected(str(err)) from err
+        prompt = torch.tensor([ids], device=self._model.device)
         watcher = _Watcher(self._tokenizer, self._end_ids, emit)
         torch.manual_seed(request.seed)
         steps = min(request.max_steps or self._max_steps, self._max_steps)
@@ -77,30 +78,15 @@ class ReferenceDrafter:
         ids, finish = (ids, "stop") if ended and len(ids) <= max_tokens else (ids[:max_tokens], "length")
         confidence = self._model.generation_config.confidence_threshold or DEFAULT_CONFIDENCE
         return DraftResult(
-            text=self._tokenizer.decode(ids, skip_special_tokens=True),
+            text=self._tokenizer.decode(ids),
             token_ids=tuple(ids),
             token_logprobs=watcher.token_logprobs(len(ids)),
-            tokenizer_fingerprint=self.tokenizer_fingerprint,
+            tokenizer_fingerprint=self._tokenizer.fingerprint,
             finish_reason=finish,
             prompt_tokens=prompt.shape[1],
             signals=watcher.signals(len(ids), confidence),
             elapsed_s=time.monotonic() - started,
         )
-
-    def _prompt(self, messages: tuple[dict[str, Any], ...]) -> list[int]:
-        try:
-            return self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)[
-                "input_ids"
-            ]
-        except TemplateError as err:
-            raise DraftRejected(f"expected messages that the model's chat template takes, got: {err}") from err
-
-    def _max_tokens(self, prompt_tokens: int, asked: int | None) -> int:
-        room = self.context_tokens - prompt_tokens
-        if room < 1 or (asked or 0) > room:
-            wanted = f"a prompt of {prompt_tokens}" + (f" and {asked} answer tokens" if asked else "")
-            raise DraftRejected(f"expected at most {self.context_tokens} tokens in all, got {wanted}")
-        return min(asked or room, self._settings.max_tokens, room)
 
 
 class _Watcher:
@@ -108,9 +94,7 @@ class _Watcher:
 
     _takes_logits = True  # ask `generate` for logits, not ids
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, end_ids: list[int], emit: Callable[[CanvasUpdate], None]
-    ) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, end_ids: list[int], emit: Callable[[CanvasUpdate], None]) -> None:
         self._tokenizer = tokenizer
         self._end_ids = end_ids
         self._emit = emit
@@ -135,7 +119,7 @@ class _Watcher:
         self._logprob[-1] = best.values
         steps.append(best.indices)
         ids, _ = _until_end(best.indices.tolist(), self._end_ids)
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        text = self._tokenizer.decode(ids)
         self._emit(CanvasUpdate(canvas=len(self._canvases) - 1, step=len(steps), text=text))
 
     def end(self) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from decimal import Decimal, DivisionByZero, InvalidOperation, localcontext
+from itertools import pairwise
 
 from classifiers.api import DraftEvidence
 
@@ -22,7 +23,7 @@ def check_arithmetic(evidence: DraftEvidence) -> str:
         sides = re.split(r"\s*=\s*", match[1].rstrip(","))
         if all(len(_numbers(side)) == 1 for side in sides):
             continue  # "x = 5" style: nothing to work out
-        for left, right in zip(sides, sides[1:], strict=False):
+        for left, right in pairwise(sides):
             value = _value(left)
             if value is None:
                 return f"expected a division by something else than 0, got {left}"

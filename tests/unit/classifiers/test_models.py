@@ -2,6 +2,7 @@
 
 import json
 import random
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -23,7 +24,9 @@ from classifiers.quality import LogisticQuality
 from classifiers.train import Outcome, read_outcomes, train_complexity, train_quality
 
 
-def evidence(entropy=(0.01,) * 6, steps=(4,), text="The lamp costs $45.", finish_reason="stop"):
+def evidence(
+    entropy=(0.01,) * 6, steps=(4,), text="The lamp costs $45.", finish_reason: Literal["stop", "length"] = "stop"
+):
     return DraftEvidence(
         messages=(), text=text, finish_reason=finish_reason, steps=steps, converged=(steps[0] < 20,),
         token_entropy=entropy, token_logprobs=tuple(-e for e in entropy), late_flips=0,
@@ -33,10 +36,16 @@ def evidence(entropy=(0.01,) * 6, steps=(4,), text="The lamp costs $45.", finish
 def outcome(rng):
     """Drafts of sums are wrong and restless, all others right and calm."""
     is_sum = rng.random() < 0.4
-    words = f"add up {rng.randrange(99)} and {rng.randrange(99)}" if is_sum else f"what colour has item {rng.randrange(99)}?"
+    words = (
+        f"add up {rng.randrange(99)} and {rng.randrange(99)}"
+        if is_sum
+        else f"what colour has item {rng.randrange(99)}?"
+    )
     level = rng.uniform(0.2, 0.9) if is_sum else rng.uniform(0.0, 0.3)
     draft = evidence(entropy=tuple(level * rng.random() for _ in range(8)), steps=(rng.randint(2, 9) + 6 * is_sum,))
-    fields = {name: value for name, value in msgspec.json.decode(msgspec.json.encode(draft)).items() if name != "messages"}
+    fields = {
+        name: value for name, value in msgspec.json.decode(msgspec.json.encode(draft)).items() if name != "messages"
+    }
     return Outcome(
         messages=({"role": "user", "content": words},), draft=fields, draft_right=not is_sum, refine_right=True
     )
@@ -48,9 +57,17 @@ def outcomes():
     return [outcome(rng) for _ in range(300)]
 
 
-def stored(folder, version=CONVERSATION_VERSION, features=HASHED + len(COUNTS)):
+CONVERSATION_FEATURES = HASHED + len(COUNTS)
+
+
+def stored(folder, version=CONVERSATION_VERSION, features=CONVERSATION_FEATURES):
     ones = np.ones(features, dtype=np.float32)
-    artifact.save(folder, version, artifact.Linear(ones, np.array([0.5], dtype=np.float32), ones * 0, ones), {"trained_at": "today"})
+    artifact.save(
+        folder,
+        version,
+        artifact.Linear(ones, np.array([0.5], dtype=np.float32), ones * 0, ones),
+        {"trained_at": "today"},
+    )
     return folder
 
 
@@ -94,7 +111,7 @@ def test_stored_weights_give_the_score_of_the_unfolded_formula(outcomes, tmp_pat
 
 def test_an_artifact_of_another_feature_version_is_refused(tmp_path):
     folder = stored(tmp_path, version="conversation-0")
-    with pytest.raises(ArtifactError, match="expected feature_version 'conversation-1'.*got 'conversation-0'"):
+    with pytest.raises(ArtifactError, match=r"expected feature_version 'conversation-1'.*got 'conversation-0'"):
         LinearComplexity.load(folder)
 
 
@@ -137,7 +154,14 @@ def test_conversations_differ_by_their_last_turn_and_the_turn_before():
 
 def test_an_empty_draft_and_an_empty_conversation_have_finite_features():
     empty = DraftEvidence(
-        messages=(), text="", finish_reason="length", steps=(), converged=(), token_entropy=(), token_logprobs=(), late_flips=0
+        messages=(),
+        text="",
+        finish_reason="length",
+        steps=(),
+        converged=(),
+        token_entropy=(),
+        token_logprobs=(),
+        late_flips=0,
     )
     assert np.isfinite(draft_features(empty)).all()
     assert np.isfinite(conversation_features([])[1]).all()

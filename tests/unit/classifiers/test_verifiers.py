@@ -1,12 +1,14 @@
 """Verifiers: each row says what the text is an example of."""
 
+from typing import Literal
+
 import pytest
 
 from classifiers.api import DraftEvidence
 from classifiers.verifiers import VERIFIERS, verify
 
 
-def evidence(text, finish_reason="stop"):
+def evidence(text, finish_reason: Literal["stop", "length"] = "stop"):
     return DraftEvidence(
         messages=(), text=text, finish_reason=finish_reason, steps=(3,), converged=(True,), token_entropy=(0.1,),
         token_logprobs=(-0.1,), late_flips=0,
@@ -56,7 +58,11 @@ def test_texts_that_move_on_pass_the_repetition_check(text):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("the the the the", '"the" 4 times'), ("we sell mugs we sell mugs we sell mugs", "mugs"), ("So a b a b a b", "3 times")],
+    [
+        ("the the the the", '"the" 4 times'),
+        ("we sell mugs we sell mugs we sell mugs", "mugs"),
+        ("So a b a b a b", "3 times"),
+    ],
 )
 def test_circles_fail_the_repetition_check(text, says):
     assert says in VERIFIERS["repetition"](evidence(text))
@@ -69,7 +75,12 @@ def test_finished_texts_pass_the_truncation_check(text):
 
 @pytest.mark.parametrize(
     ("text", "finish", "says"),
-    [(" ", "stop", "empty"), ("fine.", "length", "token limit"), ("```py\nx", "stop", "code block"), ("First:", "stop", '":"')],
+    [
+        (" ", "stop", "empty"),
+        ("fine.", "length", "token limit"),
+        ("```py\nx", "stop", "code block"),
+        ("First:", "stop", '":"'),
+    ],
 )
 def test_unfinished_texts_fail_the_truncation_check(text, finish, says):
     assert says in VERIFIERS["truncation"](evidence(text, finish))

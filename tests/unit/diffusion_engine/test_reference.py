@@ -1,6 +1,7 @@
 """The reference drafter on a small random model: transformers' own answer, with signals that add up."""
 
 import asyncio
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from demo_models.configs import CANVAS, CONTEXT, new_draft, new_refine
 from demo_models.tokenizer import make_tokenizer
-from diffusion_engine.api import DraftFailed, DraftRejected, DraftRequest, DraftResult, DraftSettings
+from diffusion_engine.api import CanvasUpdate, DraftFailed, DraftRejected, DraftRequest, DraftResult, DraftSettings
 from diffusion_engine.engine import DiffusionEngine
 from diffusion_engine.reference import ReferenceDrafter
 
@@ -26,7 +27,7 @@ def checkpoint(tokenizer, tmp_path_factory):
     """A checkpoint in the published form: bfloat16, several shards, configs, tokenizer."""
     torch.manual_seed(5)
     folder = tmp_path_factory.mktemp("draft")
-    new_draft().to(torch.bfloat16).save_pretrained(folder, max_shard_size="1MB")
+    new_draft().bfloat16().save_pretrained(folder, max_shard_size="1MB")
     tokenizer.save_pretrained(folder)
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     return folder
@@ -50,7 +51,7 @@ def test_the_draft_is_what_generate_says_with_the_same_seed(drafter, tokenizer, 
         list(MESSAGES), add_generation_prompt=True, return_tensors="pt", return_dict=True
     )["input_ids"]
     torch.manual_seed(11)
-    output = model.generate(prompt, max_new_tokens=CANVAS, max_denoising_steps=STEPS)
+    output: Any = model.generate(prompt, max_new_tokens=CANVAS, max_denoising_steps=STEPS)
     expected = output.sequences[0, prompt.shape[1] :].tolist()
     assert list(result.token_ids) == expected[: len(result.token_ids)]
     assert result.prompt_tokens == prompt.shape[1]
@@ -111,7 +112,7 @@ def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(drafter):
 
 
 def test_messages_that_the_template_refuses_are_refused(drafter, monkeypatch):
-    monkeypatch.setattr(drafter._tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}")
+    monkeypatch.setattr(drafter._tokenizer._tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}")
     with pytest.raises(DraftRejected, match="roles must alternate"):
         draft(drafter)
 
@@ -119,7 +120,7 @@ def test_messages_that_the_template_refuses_are_refused(drafter, monkeypatch):
 def test_a_checkpoint_of_another_architecture_is_refused_by_name(tokenizer, tmp_path):
     new_refine().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="diffusion_gemma.*got gemma4_text"):
+    with pytest.raises(ValueError, match=r"diffusion_gemma.*got gemma4_text"):
         ReferenceDrafter.load(DraftSettings(model=str(tmp_path)))
 
 
@@ -135,7 +136,7 @@ def test_the_engine_serves_a_checkpoint_by_its_folder(checkpoint):
 
     events, state = asyncio.run(scenario())
     assert isinstance(events[-1], DraftResult)
-    assert [update.step for update in events[:-1]] == [1, 2]
+    assert [update.step for update in events if isinstance(update, CanvasUpdate)] == [1, 2]
     assert state == "closed"
 
 

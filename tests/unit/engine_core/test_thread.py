@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from engine_thread import EngineErrors, EngineThread
+from engine_core.thread import EngineErrors, EngineThread
 
 
 class Wanted(Exception):

@@ -137,7 +137,9 @@ class EngineThread(Generic[Model]):
             if self._state != "ready":
                 raise self._errors.closed(f"expected a {self.name} engine that is ready, got one that is {self._state}")
             if len(self._waiting) >= self._max_waiting:
-                message = f"expected at most {self._max_waiting} requests waiting for the {self.name} engine, got one more"
+                message = (
+                    f"expected at most {self._max_waiting} requests waiting for the {self.name} engine, got one more"
+                )
                 raise self._errors.overloaded(message, self._mean_s * len(self._waiting))
             job = _Job(work)
             self._waiting.append(job)
