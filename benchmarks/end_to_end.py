@@ -21,6 +21,7 @@ from tqdm import tqdm
 from benchmarks._harness import environment
 from benchmarks._server import running_server
 from demo_models.tasks import Conversation, conversations
+from router.policy import Policy
 
 POLICIES = {"always draft": "draftgate-draft", "always refine": "draftgate-refine", "routed": "draftgate"}
 WARM_UP = 5
@@ -119,7 +120,7 @@ def main() -> None:
                 rows[name].append(ask(client, model, case))
     rows = {name: found[WARM_UP:] for name, found in rows.items()}
     policies = {name: summary(found) for name, found in rows.items()}
-    quality = 0.5
+    quality = Policy().quality_threshold
     thresholds = sorted({0.0, *(i / 20 for i in range(1, 20)), 1.01})
     report = {
         **environment(options.seed),

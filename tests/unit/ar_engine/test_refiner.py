@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    Gemma4Config,
     Gemma4ForCausalLM,
+    Gemma4ForConditionalGeneration,
     Gemma4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -170,3 +172,22 @@ def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(refiner):
         refiner.refine(RefineRequest(request_id="r", messages=messages), lambda _: None)
     with pytest.raises(RefineRejected, match="and 250 answer tokens"):
         refiner.refine(RefineRequest(request_id="r", messages=MESSAGES, max_tokens=250), lambda _: None)
+
+
+def test_a_multimodal_checkpoint_loads_by_its_folder_and_answers_text(tokenizer, tmp_path):
+    """Published Gemma 4 checkpoints are multimodal; only their text model is needed here."""
+    torch.manual_seed(7)
+    vision = {
+        "model_type": "gemma4_vision", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16, "patch_size": 4, "position_embedding_size": 16,
+    }  # fmt: skip
+    config = Gemma4Config(text_config={**TINY, **GEMMA, "sliding_window": 8}, vision_config=vision, audio_config=None)
+    model = Gemma4ForConditionalGeneration(config)
+    model.generation_config.eos_token_id = 5
+    model.bfloat16().save_pretrained(tmp_path, max_shard_size="100KB")
+    tokenizer.save_pretrained(tmp_path)
+    loaded = CausalRefiner.load(RefineSettings(model=str(tmp_path), max_tokens=6))
+    first = refine(loaded)
+    assert 1 <= first.forwards <= 6
+    assert refine(loaded, first.token_ids).token_ids == first.token_ids
+    assert loaded.context_tokens == TINY["max_position_embeddings"]
