@@ -17,6 +17,7 @@ Split = Literal["train", "combinations", "wordings"]
 FAMILIES = {family.name: family for family in (*SIMPLE, *COMPLEX)}
 TYPO_SHARE = 0.08
 SYSTEM_SHARE = 0.1
+MOST_REJECTED = 10_000  # in a row, before a split counts as empty
 HELD_OUT = 8  # one combination in eight is never trained on
 
 _PROTECTED = frozenset(
@@ -49,17 +50,24 @@ def conversations(
         seed: any integer.
         complex_share: share of complex families, families of one kind being equally likely.
         families: only these, equally likely.
+
+    Raises:
+        ValueError: the families have nothing in this split (`contact` has too few forms for held-out ones).
     """
     rng = random.Random(f"{split}:{seed}")
     chosen = [FAMILIES[name] for name in families] if families else None
-    while True:
+    rejected = 0
+    while rejected < MOST_REJECTED:
         family = rng.choice(chosen or (COMPLEX if rng.random() < complex_share else SIMPLE))
         case = family.sample(rng)
         wording = rng.choice(family.unseen_wordings if split == "wordings" else family.wordings)
         question = expand(expand(wording, rng, **case.slots), rng)  # slots may hold choices of their own
         if split != "wordings" and _is_held_out(family, case, question) != (split == "combinations"):
+            rejected += 1
             continue
+        rejected = 0
         yield _converse(family, case, question, rng)
+    raise ValueError(f"expected families that have {split}, got {families}")
 
 
 def _is_held_out(family: Family, case: Case, question: str) -> bool:
