@@ -1,7 +1,7 @@
 """Label what the demo models get right, as training data for the classifiers: `python -m benchmarks.outcomes --out FILE`.
 
 Conversations come from the training split with a seed of their own, so that nothing a benchmark asks has been seen. Each is
-drafted and refined as the server would; the rows are those that `classifiers.train` reads.
+drafted as the server would; the refiner answers in batches. The rows are those that `classifiers.train` reads.
 """
 
 import argparse
@@ -11,9 +11,8 @@ from pathlib import Path
 import msgspec
 from tqdm import tqdm
 
-from ar_engine.api import RefineRequest, RefineSettings
-from ar_engine.refiner import CausalRefiner
 from demo_models import store
+from demo_models.evaluate import answers
 from demo_models.tasks import conversations
 from diffusion_engine.api import DraftRequest, DraftSettings
 from diffusion_engine.reference import ReferenceDrafter
@@ -23,18 +22,19 @@ def main() -> None:
     """Parse the command line and label."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.outcomes", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--count", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=1001)
     parser.add_argument("--split", choices=("train", "combinations", "wordings"), default="train")
     options = parser.parse_args()
     drafter = ReferenceDrafter.load(DraftSettings(model=str(store.path("draft"))))
-    refiner = CausalRefiner.load(RefineSettings(model=str(store.path("refine"))))
-    cases = islice(conversations(options.split, options.seed), options.count)
+    cases = list(islice(conversations(options.split, options.seed), options.count))
+    drafts = [
+        drafter.draft(DraftRequest(request_id=str(at), messages=case.messages), lambda _: None)
+        for at, case in enumerate(tqdm(cases, unit="draft"))
+    ]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("wb") as out:
-        for at, case in enumerate(tqdm(cases, total=options.count, unit="conversation")):
-            draft = drafter.draft(DraftRequest(request_id=str(at), messages=case.messages), lambda _: None)
-            answer = refiner.refine(RefineRequest(request_id=str(at), messages=case.messages), lambda _: None)
+        for case, draft, answer in zip(cases, drafts, answers("refine", cases), strict=True):
             row = {
                 "group": case.family,
                 "messages": case.messages,
@@ -48,9 +48,7 @@ def main() -> None:
                     "late_flips": draft.signals.late_flips,
                 },
                 "draft_right": case.is_right(draft.text),
-                "refine_right": case.is_right(answer.text),
-                "draft_s": draft.elapsed_s,
-                "refine_s": answer.elapsed_s,
+                "refine_right": case.is_right(answer),
             }
             out.write(msgspec.json.encode(row) + b"\n")
 

@@ -248,3 +248,8 @@ def test_facts_survive_typos():
 def test_an_answer_is_right_word_for_word_white_space_aside(given: str, right: bool):
     conversation = Conversation(family="hours", is_complex=False, messages=(), answer="We are closed on Sunday.")
     assert conversation.is_right(given) == right
+
+
+def test_a_split_without_conversations_says_so_instead_of_searching_forever():
+    with pytest.raises(ValueError, match="expected families that have combinations, got \\('contact',\\)"):
+        next(conversations("combinations", seed=0, families=("contact",)))
