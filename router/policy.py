@@ -33,7 +33,7 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The two thresholds between a fast answer and a careful one."""
 
     complexity_threshold: Share = 0.5  # at or above: no draft is made
-    quality_threshold: Share = 0.5  # below: the draft is refined
+    quality_threshold: Share = 0.7  # below: the draft is refined
 
 
 class Features(Struct, frozen=True, kw_only=True):

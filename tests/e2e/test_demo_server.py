@@ -52,7 +52,7 @@ def test_every_answer_says_why_it_took_its_route(client):
     body = completion.model_extra["draftgate"]
     assert headers["x-draftgate-reason"] == body["reason"] == "accepted"
     assert 0 <= float(headers["x-draftgate-complexity"]) < 0.5
-    assert 0.5 <= float(headers["x-draftgate-quality"]) <= 1
+    assert 0.7 <= float(headers["x-draftgate-quality"]) <= 1
     assert headers["x-draftgate-request-id"]
 
 
