@@ -25,7 +25,7 @@ def running_server(settings: Mapping[str, str], ready_within_s: float = 180) -> 
     environment = {**os.environ, **settings, "DRAFTGATE_SERVER__PORT": str(port)}
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "router", "serve"], env=environment, stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "router"], env=environment, stdout=output, stderr=subprocess.STDOUT
         )
         address = f"http://127.0.0.1:{port}"
         try:
