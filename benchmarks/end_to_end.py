@@ -99,7 +99,7 @@ def picture(report: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("mean latency of a request, ms")
     axes.set_ylabel("exact answers, %")
     axes.set_title(f"{report['requests']} held-out demo conversations, 70 % simple and 30 % complex")
-    axes.legend(loc="lower right")
+    axes.legend(loc="center right")
     axes.grid(alpha=0.3)
     figure.savefig(path, metadata={"Date": None})
 
