@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import httpx
 import pytest
@@ -29,8 +30,8 @@ def client(address) -> Iterator[OpenAI]:
         yield client
 
 
-def ask(client, question, model="draftgate", **options):
-    messages = [{"role": "user", "content": question}]
+def ask(client: OpenAI, question: str, model: str = "draftgate", **options: Any):
+    messages: Any = [{"role": "user", "content": question}]
     response = client.chat.completions.with_raw_response.create(model=model, messages=messages, **options)
     return response.headers, response.parse()
 
@@ -72,7 +73,7 @@ def test_a_stream_has_the_text_of_the_whole_answer(client):
 def test_a_refined_draft_is_word_for_word_what_the_refiner_says_alone(client):
     """Every draft is rejected by a question the refiner gets; both ways through the refiner agree."""
     for case in islice(conversations("combinations", seed=9, complex_share=1.0), 8):
-        options = {"extra_body": {"draftgate": {"cache": False}}}
+        options: dict[str, Any] = {"extra_body": {"draftgate": {"cache": False}}}
         question = case.messages[-1]["content"]
         headers, routed = ask(client, question, **options)
         _, alone = ask(client, question, model="draftgate-refine", **options)
