@@ -13,7 +13,7 @@ import httpx
 
 
 @contextlib.contextmanager
-def running_server(settings: Mapping[str, str], ready_within_s: float = 180) -> Iterator[str]:
+def running_server(settings: Mapping[str, str], ready_within_s: float = 120) -> Iterator[str]:
     """Start `draftgate serve` with `DRAFTGATE_...` settings on a free port; yield its address, stop it after.
 
     Raises:

@@ -18,6 +18,10 @@ Emit = Callable[[Any], None]
 Work = Callable[[Model, Emit], Any]
 
 
+# transformers imports model code on demand and patches torch (default dtype, init functions) while it loads a checkpoint
+_LOADING = threading.Lock()
+
+
 class EngineErrors(NamedTuple):
     """The exceptions that an engine's callers know."""
 
@@ -154,7 +158,8 @@ class EngineThread(Generic[Model]):
 
     def _main(self) -> None:
         try:
-            self.model = self._load()
+            with _LOADING:
+                self.model = self._load()
         except Exception as err:  # noqa: BLE001 - whatever loading a checkpoint raises, callers must be told
             self._detail = f"{type(err).__name__}: {err}"
         with self._changed:

@@ -97,6 +97,25 @@ def test_a_model_that_does_not_load_fails_start_and_says_why():
     run(scenario())
 
 
+def test_two_engines_never_load_at_the_same_time():
+    loading, most = [], []
+
+    def load():
+        loading.append(1)
+        most.append(len(loading))
+        threading.Event().wait(0.05)
+        loading.pop()
+        return "model"
+
+    async def scenario():
+        threads = [engine(load) for _ in range(3)]
+        await asyncio.gather(*(thread.start() for thread in threads))
+        await asyncio.gather(*(thread.close() for thread in threads))
+
+    run(scenario())
+    assert most == [1, 1, 1]
+
+
 def test_an_error_in_one_request_leaves_the_next_untouched():
     def broken(model, emit):
         raise ZeroDivisionError
