@@ -72,14 +72,17 @@ def train_complexity(outcomes: list[Outcome]) -> tuple[artifact.Linear, dict[str
 
 def train_quality(outcomes: list[Outcome]) -> tuple[artifact.Linear, dict[str, Any]]:
     """Fit P(draft right | signals) on drafts that pass every verifier, since only those reach the acceptor."""
-    passed = [o for o in outcomes if all(check.passed for check in verify(o.evidence))]
+    passed: list[Outcome] = []
+    failed: list[Outcome] = []
+    for outcome in outcomes:
+        ok = all(check.passed for check in verify(outcome.evidence))
+        (passed if ok else failed).append(outcome)
     features = np.stack([draft_features(outcome.evidence) for outcome in passed])
     labels = np.array([outcome.draft_right for outcome in passed])
     mean, spread = features.mean(axis=0), features.std(axis=0)
     scale = np.where(spread > 1e-3, spread, 1.0)  # what hardly varied in training must not be blown up later
     model = LogisticRegression(C=1.0, max_iter=2000)
     report = _report(model, (features - mean) / scale, labels)
-    failed = [o for o in outcomes if not all(check.passed for check in verify(o.evidence))]
     report |= {"failed_a_verifier": len(failed), "of_these_right": sum(o.draft_right for o in failed)}
     model.fit((features - mean) / scale, labels)
     return _linear(model, mean, scale), report

@@ -1,7 +1,7 @@
 """What families of questions have in common: a name, a sampler, and wordings kept apart for testing."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -27,8 +27,3 @@ class Family(Struct, frozen=True):
     wordings: tuple[str, ...]  # used in training
     unseen_wordings: tuple[str, ...]  # never used in training
     small: bool = False  # few facts: the combination held out is facts with wording, not facts alone
-
-
-def pick(rng: random.Random, values: Sequence, count: int) -> list:
-    """`count` different values in random order."""
-    return rng.sample(values, count)

@@ -71,14 +71,17 @@ def test_a_stream_has_the_text_of_the_whole_answer(client):
 
 
 def test_a_refined_draft_is_word_for_word_what_the_refiner_says_alone(client):
-    """Every draft is rejected by a question the refiner gets; both ways through the refiner agree."""
-    for case in islice(conversations("combinations", seed=9, complex_share=1.0), 8):
-        options: dict[str, Any] = {"extra_body": {"draftgate": {"cache": False}}}
+    """Lists look simple but the draft model is bad at them, so that drafts get rejected."""
+    options: dict[str, Any] = {"extra_body": {"draftgate": {"cache": False}}}
+    routes = []
+    for case in islice(conversations("combinations", seed=9, families=("which_sold",)), 12):
         question = case.messages[-1]["content"]
         headers, routed = ask(client, question, **options)
-        _, alone = ask(client, question, model="draftgate-refine", **options)
-        if headers["x-draftgate-route"] != "draft":
+        routes.append(headers["x-draftgate-route"])
+        if routes[-1] != "draft":
+            _, alone = ask(client, question, model="draftgate-refine", **options)
             assert routed.choices[0].message.content == alone.choices[0].message.content
+    assert "refine" in routes
 
 
 def test_routes_are_counted_for_prometheus(address, client):
