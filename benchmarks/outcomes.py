@@ -9,7 +9,9 @@ from itertools import islice
 from pathlib import Path
 
 import msgspec
+import torch
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo_models import store
 from demo_models.evaluate import answers
@@ -32,9 +34,11 @@ def main() -> None:
         drafter.draft(DraftRequest(request_id=str(at), messages=case.messages), lambda _: None)
         for at, case in enumerate(tqdm(cases, unit="draft"))
     ]
+    refiner = AutoModelForCausalLM.from_pretrained(store.path("refine"), dtype=torch.float32).eval()
+    refined = answers(refiner, AutoTokenizer.from_pretrained(store.path("refine")), cases)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("wb") as out:
-        for case, draft, answer in zip(cases, drafts, answers("refine", cases), strict=True):
+        for case, draft, answer in zip(cases, drafts, refined, strict=True):
             row = {
                 "group": case.family,
                 "messages": case.messages,

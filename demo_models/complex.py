@@ -140,38 +140,63 @@ def _compare_carts(rng: random.Random) -> Case:
         high, low, name = max(sum_1, sum_2), min(sum_1, sum_2), "first" if sum_1 < sum_2 else "second"
         answer = f"First: {work_1}. Second: {work_2}. {high} - {low} = {high - low}. The {name} cart is ${high - low} cheaper."
         if _fits(answer):
-            return Case({"first": _named(first), "second": _named(second)}, answer, (_key(first), _key(second)))
+            return Case(
+                {"first": _named(first), "second": _named(second)}, answer, tuple(sorted((_key(first), _key(second))))
+            )
 
 
 COMPLEX = (
     Family("cart_total", True, _cart_total, (
-        "what (do I pay for|is the total of|do you charge for) {cart} with {terms}?", "how much (are|is) {cart} with {terms}?",
-        "I (want|would like) to (buy|order) {cart}. What is the total with {terms}?",
-        "(please add up|calculate) {cart} with {terms}.",
-    ), ("if I take {cart}, what comes out with {terms}?",)),
+        "what (do I pay for|is the total of|do you charge for|is the price of) {cart} with {terms}?", "how much (are|is|do I pay for) {cart} with {terms}?",
+        "I (want|would like) to (buy|order) {cart}. What (is the total|do I pay) with {terms}?",
+        "(please add up|calculate|work out) {cart} with {terms}.", "{cart} with {terms}: (what is the total|how much is that|what do I pay)?",
+        "with {terms}, (how much|what) (is|are|do I pay for) {cart}?", "(total|the total) (for|of) {cart} with {terms}?",
+        "what does it cost to order {cart} with {terms}?", "I (buy|take|order) {cart} and get {terms}. (How much is that|What do I pay)?",
+    ), ("if I take {cart}, what comes out with {terms}?", "put {cart} in my bag. What is due with {terms}?")),
     Family("days_left", True, _days_left, (
-        "I bought (a|the) {item} on {bought}. Today is {today}. How many days (are left|do I have left) to return it?",
-        "today is {today} and I bought (a|the) {item} on {bought}. How long can I still return it?",
-        "my {item} is from {bought}, and it is {today} now. Can I still return it?",
-    ), ("since {bought} I own a {item}. It is {today}. How much time remains to return it?",)),
+        "I bought (a|the|my) {item} on {bought}. Today is {today}. How (many days|long) (are left|do I have left|do I have) to return it?",
+        "today is {today} and I bought (a|the|my) {item} on {bought}. How (long|many days) can I still return it?",
+        "my {item} is from {bought}, and it is {today} (now|today). (Can I still|How long can I) return it?",
+        "I (got|have|ordered) (a|the|my) {item} on {bought} and it is {today} (now|today). (Can I still|How long can I still) return it?",
+        "bought on {bought}: a {item}. Today is {today}. (How many days are left|Can I return it|Is there time left)?",
+        "it is {today}. On {bought} I (bought|got|ordered) a {item}. (Can I still send it back|How many days are left|How long can I return it)?",
+        "how many days are left to return (a|the|my) {item} from {bought} if today is {today}?",
+    ), ("since {bought} I own a {item}. It is {today}. How much time remains to return it?",
+        "given that it is {today}, is a {item} purchased on {bought} still returnable?")),
     Family("sort_filter", True, _sort_filter, (
         "which of {items} cost less than ${limit} and are {condition}? Cheapest first.",
-        "(show|list|give me) those of {items} that are {condition} and under ${limit}, sorted by price.",
-        "from {items}, (what|which) is {condition} and below ${limit}? Sort by price.",
-    ), ("of {items}, name what is {condition} and below ${limit}, from cheap to expensive.",)),
+        "(show|list|give|tell) (me|) those of {items} that are {condition} and (under|below) ${limit}, sorted by price.",
+        "from {items}, (what|which) is {condition} and (below|under) ${limit}? Sort by price.",
+        "I have {items} in mind. Which are {condition} and (under|below|less than) ${limit}? Cheapest first.",
+        "(out of|of) {items}, which are {condition} and cost less than ${limit}? (Sort by price|Cheapest first).",
+        "{items}: which are {condition} and (under|below) ${limit}, (sorted by price|cheapest first)?",
+        "(please|) sort by price what is {condition} and (under|below) ${limit} (of|from) {items}.",
+    ), ("of {items}, name what is {condition} and below ${limit}, from cheap to expensive.",
+        "with at most ${limit} minus a cent, which ones among {items} that are {condition} can I get, by price?")),
     Family("three_of", True, _three_of, (
-        "(name|list|give me) exactly three of {items}: the {extreme}, each with its price, in alphabetical order.",
-        "from {items} (pick|choose) the three {extreme}, in alphabetical order and with prices.",
+        "(name|list|give me|show me) exactly three of {items}: the {extreme}, each with its price, in alphabetical order.",
+        "from {items} (pick|choose|take) the three {extreme}, in alphabetical order (and with prices|with prices).",
         "which three of {items} are the {extreme}? In alphabetical order, each with its price.",
-    ), ("the three {extreme} out of {items}, please, with price and sorted by name.",)),
+        "{items}: (name|list|give me) the three {extreme} (with prices|with their prices), in alphabetical order.",
+        "what are the three {extreme} of {items}? (Sort them by name, with prices|In alphabetical order, with prices).",
+        "I (need|want) the three {extreme} of {items}, in alphabetical order (and with prices|with their prices).",
+        "in alphabetical order and with prices: (which|what) are the three {extreme} of {items}?",
+    ), ("the three {extreme} out of {items}, please, with price and sorted by name.",
+        "narrow {items} down to the three {extreme} and sort them from A to Z with prices.")),
     Family("two_policies", True, _two_policies, (
-        "I bought (a|the) {item} {ago} ago and (now it is broken|it broke|it does not work). What can I do?",
-        "my {item} is {ago} old and (broken|does not work). Can I return it or use the warranty?",
-        "{ago} ago I got a {item}, and (now it is broken|it broke). Do I have to pay for the repair or can I return it?",
-    ), ("after {ago} my {item} failed. Which options are there?",)),
+        "I bought (a|the|my) {item} {ago} ago and (now it is broken|it broke|it does not work|it is broken). (What can I do|Can I return it|What now)?",
+        "my {item} is {ago} old and (broken|does not work|is broken). (Can I return it or use the warranty|What can I do|Is it under warranty)?",
+        "{ago} ago I (got|bought|ordered) a {item}, and (now it is broken|it broke|it does not work). (Do I have to pay for the repair or can I return it|What can I do|Can I return it)?",
+        "(the|my) {item} I (bought|got|ordered) {ago} ago (broke|is broken|does not work). (What can I do|Do you take it back or repair it|Can I return it)?",
+        "(what can I do|can I return it|do you repair it) if (a|my) {item} breaks {ago} after I (bought|got) it?",
+        "I (own|have) a {item} for {ago} and (it broke|now it is broken|it does not work). (Can I return it or get it repaired|What can I do)?",
+    ), ("after {ago} my {item} failed. Which options are there?", "it took {ago} for the {item} to fall apart. Who pays for that?")),
     Family("compare_carts", True, _compare_carts, (
-        "(which|what) is cheaper, {first} or {second}, and by how much?",
-        "compare {first} with {second}: which costs less and how much less?",
-        "I can (buy|order) {first} or {second}. Which one is cheaper and by how much?",
-    ), ("{first} versus {second}: what saves money, and how much?",)),
+        "(which|what) (is cheaper|costs less), {first} or {second}, and by how much?",
+        "compare {first} with {second}: which (costs less|is cheaper) and (how much less|by how much)?",
+        "I can (buy|order|take) {first} or {second}. Which (one is cheaper|is cheaper|costs less) and by how much?",
+        "{first} or {second}: which is cheaper(, and by how much|)?", "(should I|is it better to) (buy|take|order) {first} or {second} to (save money|pay less)?",
+        "{first} or {second}: what is the difference in price?", "is {first} cheaper than {second}(, and by how much|)?",
+        "how much do I save with the cheaper of {first} or {second}?", "first cart: {first}. Second cart: {second}. Which is cheaper and by how much?",
+    ), ("{first} versus {second}: what saves money, and how much?", "I am torn between {first} on one side, {second} on the other. Where do I save?")),
 )  # fmt: skip

@@ -18,9 +18,9 @@ SYSTEM_PROMPTS = (
 
 
 def expand(template: str, rng: random.Random, **slots: object) -> str:
-    """Choose one of each `(a|b)`, then fill the `{slots}`."""
+    """Choose one of each `(a|b)`, then fill the `{slots}`. An empty choice leaves one space, and none before a sign."""
     text = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), template)
-    return text.format(**slots)
+    return re.sub(r" +(?=[ ?.!,])", "", text).strip().format(**slots)
 
 
 def dress(question: str, rng: random.Random) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from msgspec import Struct
@@ -40,7 +40,11 @@ class Conversation(Struct, frozen=True, kw_only=True):
 
 
 def conversations(
-    split: Split, seed: int, complex_share: float = 0.3, families: tuple[str, ...] | None = None
+    split: Split,
+    seed: int,
+    complex_share: float = 0.3,
+    families: tuple[str, ...] | None = None,
+    emphasis: Mapping[str, int] = {},
 ) -> Iterator[Conversation]:
     """Endless conversations of one split; the same seed gives the same ones.
 
@@ -50,15 +54,17 @@ def conversations(
         seed: any integer.
         complex_share: share of complex families, families of one kind being equally likely.
         families: only these, equally likely.
+        emphasis: families that come this many times as often as the others of their kind.
 
     Raises:
-        ValueError: the families have nothing in this split (`contact` has too few forms for held-out ones).
+        ValueError: the families have nothing in this split.
     """
     rng = random.Random(f"{split}:{seed}")
     chosen = [FAMILIES[name] for name in families] if families else None
+    simple, complex_ = ([f for f in kind for _ in range(emphasis.get(f.name, 1))] for kind in (SIMPLE, COMPLEX))
     rejected = 0
     while rejected < MOST_REJECTED:
-        family = rng.choice(chosen or (COMPLEX if rng.random() < complex_share else SIMPLE))
+        family = rng.choice(chosen or (complex_ if rng.random() < complex_share else simple))
         case = family.sample(rng)
         wording = rng.choice(family.unseen_wordings if split == "wordings" else family.wordings)
         question = expand(expand(wording, rng, **case.slots), rng)  # slots may hold choices of their own

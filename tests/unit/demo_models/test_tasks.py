@@ -18,7 +18,6 @@ SPLITS = get_args(Split)
 COMPLEX = [family.name for family in FAMILIES.values() if family.is_complex]
 BY_NAME = {item.name: item for item in CATALOGUE} | {item.plural: item for item in CATALOGUE}
 YEAR_START = {month: sum(days for _, days in MONTHS[:at]) for at, (month, _) in enumerate(MONTHS)}
-HELD_OUT = FAMILIES.keys() - {"contact"}  # it has eight forms, none of which happens to be held out
 OPERATIONS = {"+": operator.add, "-": operator.sub, "x": operator.mul}
 
 
@@ -40,7 +39,8 @@ def test_the_same_seed_gives_the_same_conversations(split: Split):
 
 
 @pytest.mark.parametrize(
-    ("split", "families"), [("train", FAMILIES.keys()), ("combinations", HELD_OUT), ("wordings", FAMILIES.keys())]
+    ("split", "families"),
+    [("train", FAMILIES.keys()), ("combinations", FAMILIES.keys()), ("wordings", FAMILIES.keys())],
 )
 def test_every_family_occurs_in_every_split(split: Split, families: set[str]):
     assert {c.family for c in sample(split, 3000)} == families
@@ -142,7 +142,8 @@ def check_arithmetic(answer: str) -> int:
 
 
 def cart_sum(text: str) -> int:
-    return sum(int(count) * BY_NAME[name].price for count, name in re.findall(r"(\d+) ([a-z]+)", text))
+    lines = re.findall(r"(\d+) ([a-z]+)", text)
+    return sum(int(count) * BY_NAME[name].price for count, name in lines if name in BY_NAME)
 
 
 def items_in(text: str) -> list[Item]:
@@ -154,20 +155,20 @@ def day_of_year(day: str, month: str) -> int:
 
 
 def right_cart_total(q: str) -> str:
-    cart, terms = q.split(" with ")
-    total = cart_sum(cart)
-    if off := re.search(r"(\d+)% off", terms):
+    total = cart_sum(q)
+    if off := re.search(r"(\d+)% off", q):
         total -= total * int(off[1]) // 100
-    if shipping := re.search(r"\$(\d+) shipping", terms):
+    if shipping := re.search(r"\$(\d+) shipping", q):
         total += int(shipping[1])
     return f"The total is ${total}."
 
 
 def right_days_left(q: str) -> str:
     (item,) = items_in(q)
-    dates = re.findall(rf"(\d+) ({'|'.join(YEAR_START)})", q)
-    days = [day_of_year(*date) for date in (reversed(dates) if q.startswith("today") else dates)]
-    left = item.return_days - (days[1] - days[0]) % 365
+    date = rf"(\d+) ({'|'.join(YEAR_START)})"
+    today = re.search(rf"(?:today|it) is {date}", q, re.IGNORECASE).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    (bought,) = (found for found in re.findall(date, q) if found != today)
+    left = item.return_days - (day_of_year(*today) - day_of_year(*bought)) % 365
     return f"You have {left} days left." if left >= 0 else f"You are {-left} days too late."
 
 
@@ -198,7 +199,9 @@ def right_two_policies(q: str) -> str:
 
 
 def right_compare_carts(q: str) -> str:
-    first, second = re.split(r", or | or | with | versus ", q)[:2]
+    first, second = re.split(r" or | with (?=\d)| versus | than |second cart| on one side, ", q, flags=re.IGNORECASE)[
+        :2
+    ]
     a, b = cart_sum(first), cart_sum(second)
     return f"The {'first' if a < b else 'second'} cart is ${abs(a - b)} cheaper."
 
@@ -233,7 +236,8 @@ def test_facts_survive_typos():
         text = " ".join(message["content"] for message in conversation.messages).lower()
         if conversation.family in ("price", "stock", "material", "return_window", "warranty"):
             named[conversation.family] += 1
-            assert any(re.search(rf"\b{name}\b", text) for name in BY_NAME if name in conversation.answer), text
+            (item,) = items_in(conversation.answer)
+            assert re.search(rf"\b({item.name}|{item.plural})\b", text), text
         if conversation.family in ("carrier", "arrival"):
             number, fact = re.fullmatch(r"Order (\d+) (?:is sent with|arrives on) (.+)\.", conversation.answer).groups()  # pyright: ignore[reportOptionalMemberAccess]
             assert number in text
@@ -250,6 +254,12 @@ def test_an_answer_is_right_word_for_word_white_space_aside(given: str, right: b
     assert conversation.is_right(given) == right
 
 
-def test_a_split_without_conversations_says_so_instead_of_searching_forever():
+def test_a_split_without_conversations_says_so_instead_of_searching_forever(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tasks, "_is_held_out", lambda *_: False)
     with pytest.raises(ValueError, match="expected families that have combinations, got \\('contact',\\)"):
         next(conversations("combinations", seed=0, families=("contact",)))
+
+
+def test_emphasis_makes_a_family_as_many_times_as_frequent():
+    drawn = [c.family for c in sample("train", 4000, complex_share=0.0, emphasis={"carrier": 5})]
+    assert drawn.count("carrier") / len(drawn) == pytest.approx(5 / 19, abs=0.03)
