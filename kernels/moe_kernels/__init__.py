@@ -1,1 +1,1 @@
-"""NVFP4 experts and the denoise head, as Triton kernels with a torch twin beside each. Empty so far: nothing is written yet."""
+"""NVFP4 experts, the denoise head and what stands between them, as Triton kernels with a torch twin beside each."""

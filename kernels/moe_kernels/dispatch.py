@@ -1,0 +1,41 @@
+"""Which implementation of an op runs: the Triton kernel on NVIDIA chips from sm_80, the torch twin everywhere else."""
+
+import logging
+from functools import cache
+from typing import Literal
+
+import torch
+
+log = logging.getLogger(__name__)
+
+MIN_CAPABILITY = (8, 0)
+FP4_CHIPS = (100, 120)  # compute capabilities with block-scaled FP4 matrix units
+Backend = Literal["triton", "torch"]
+
+
+class KernelUnsupported(RuntimeError):
+    """A kernel was asked for something it cannot do; the message says what was expected and what it got."""
+
+
+@cache
+def backend(op: str, device: torch.device) -> Backend:
+    """The implementation that serves `op` on `device`; the choice is logged once for each op and device."""
+    if device.type != "cuda":
+        chosen, why = "torch", f"no kernel for {device.type}"
+    elif (capability := torch.cuda.get_device_capability(device)) < MIN_CAPABILITY:
+        chosen, why = "torch", f"compute capability {capability}, expected at least {MIN_CAPABILITY}"
+    else:
+        chosen, why = "triton", torch.cuda.get_device_name(device)
+    log.info("%s on %s: %s (%s)", op, device, chosen, why)
+    return chosen
+
+
+def has_fp4_units(device: torch.device) -> bool:
+    """Whether a CUDA device multiplies block-scaled FP4."""
+    return torch.cuda.get_device_capability(device) >= (FP4_CHIPS[0] // 10, 0)
+
+
+def expect(condition: bool, op: str, expected: str, got: object) -> None:
+    """Raise `KernelUnsupported` unless `condition` holds."""
+    if not condition:
+        raise KernelUnsupported(f"{op}: expected {expected}, got {got}")
