@@ -1,0 +1,234 @@
+"""The experts' MLP over NVFP4 weights: y[t] = sum_k w[t,k] * down_e (gelu_tanh(gate_e x[t]) * up_e x[t]), with e = expert[t,k].
+
+On a GPU two launches (`_moe.py`): gate and up with the activation, then down with the weighted sum over a token's experts. Weights
+stay in four bits in memory; each tile of weights is decoded once for all tokens of its expert (up to BM of them), and multiplied in
+bfloat16 with float32 sums. Bytes read at T = 256 tokens, K = 8 of E = 128 experts, H = 2816 and I = 704: 3 E H I (1/2 + 1/16) = 428 MB,
+100 us at 4.3 TB/s; real arithmetic 6 T K H I = 24 GFLOP. Elsewhere the torch twin.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn.functional import gelu, grouped_mm
+
+from moe_kernels import dispatch
+from moe_kernels._moe import down_kernel, gate_up_kernel
+from moe_kernels.aot import Case
+from moe_kernels.dispatch import expect
+from moe_kernels.layout import block_of, repack, unpack
+from moe_kernels.nvfp4 import NVFP4
+from moe_kernels.routing import max_tiles, sort_by_expert
+
+
+@dataclass(frozen=True)
+class Experts:
+    """One layer's experts, repacked for streaming. Make them with `from_nvfp4` or `from_dense`.
+
+    With I inner and H hidden features and blocks of BN rows and BK columns (`layout.repack`): gate_up
+    (E, I/BN, H/BK, 2, BN, BK/8) int32 and gate_up_scales (..., BK/32) int16, gate before up; down (E, H/BN, I/BK, BN, BK/8)
+    int32 and down_scales; gate_scale, up_scale and down_scale (E,) float32, each weight's own global scale, as a factor; dense:
+    the decoded weights (E, 2I, H) and (E, H, I) for the torch twin, if they are kept.
+    """
+
+    gate_up: Tensor
+    gate_up_scales: Tensor
+    down: Tensor
+    down_scales: Tensor
+    gate_scale: Tensor
+    up_scale: Tensor
+    down_scale: Tensor
+    dense: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def count(self) -> int:
+        """E."""
+        return self.gate_up.shape[0]
+
+    @property
+    def hidden(self) -> int:
+        """H."""
+        return self.down.shape[1] * self.down.shape[3]
+
+    @property
+    def inner(self) -> int:
+        """I."""
+        return self.gate_up.shape[1] * self.gate_up.shape[4]
+
+    @staticmethod
+    def from_nvfp4(gate: NVFP4, up: NVFP4, down: NVFP4, *, keep: torch.dtype | None = None) -> "Experts":
+        """Repack the weights of a layer, in either convention of the global scale; nothing is requantised.
+
+        Args:
+            gate: (E, I, H), as read from a checkpoint.
+            up: (E, I, H).
+            down: (E, H, I).
+            keep: also keep the weights decoded in this dtype, for the torch twin: 3 E H I values more memory, many times the speed.
+
+        Raises:
+            KernelUnsupported: H or I is no multiple of 32.
+            ValueError: the three shapes do not belong together, or a block scale is NaN.
+        """
+        count, inner, hidden = check_experts(gate, up, down)
+        rows, columns = block_of(inner, 64, 32, "experts_mlp"), block_of(hidden, 128, 32, "experts_mlp")
+        gates, ups = repack(gate, rows, columns), repack(up, rows, columns)
+        gate_up, gate_up_scales = (torch.stack(pair, dim=3) for pair in zip(gates, ups, strict=True))
+        down_words, down_scales = repack(
+            down, block_of(hidden, 128, 32, "experts_mlp"), block_of(inner, 128, 32, "experts_mlp")
+        )
+        gate_scale, up_scale, down_scale = (w.factor().expand(count).contiguous() for w in (gate, up, down))
+        made = Experts(gate_up, gate_up_scales, down_words, down_scales, gate_scale, up_scale, down_scale)
+        return made if keep is None else replace(made, dense=made.decode(keep))
+
+    def to(self, device: torch.device | str) -> "Experts":
+        """The same experts on another device, without decoded weights."""
+        return Experts(*(value.to(device) for name, value in vars(self).items() if name != "dense"))
+
+    def decode(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Weights as transformers holds them: gate_up (E, 2I, H), gate before up, and down (E, H, I)."""
+        gate = _scaled(self.gate_up[:, :, :, 0], self.gate_up_scales[:, :, :, 0], self.gate_scale, dtype)
+        up = _scaled(self.gate_up[:, :, :, 1], self.gate_up_scales[:, :, :, 1], self.up_scale, dtype)
+        return torch.cat([gate, up], dim=1), _scaled(self.down, self.down_scales, self.down_scale, dtype)
+
+
+def _scaled(words: Tensor, scales: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    made = torch.empty(words.shape[0], *_matrix(words), dtype=dtype, device=words.device)
+    for at, out in enumerate(made):  # one expert at a time bounds the memory
+        out.copy_(unpack(words[at], scales[at], torch.float32) * factor[at])
+    return made
+
+
+def _matrix(blocks: Tensor) -> tuple[int, int]:
+    _, down, across, rows, words = blocks.shape
+    return down * rows, across * words * 8
+
+
+def check_experts(gate: NVFP4, up: NVFP4, down: NVFP4) -> tuple[int, int, int]:
+    """(E, I, H) of gate (E, I, H), up (E, I, H) and down (E, H, I); ValueError if they are not of that form."""
+    if len(gate.shape) != 3:
+        raise ValueError(f"gate: expected shape (E, I, H), got {gate.shape}")
+    count, inner, hidden = gate.shape
+    for name, weight, shape in (("up", up, gate.shape), ("down", down, (count, hidden, inner))):
+        if weight.shape != shape:
+            raise ValueError(f"{name}: expected shape {shape} beside a gate of {gate.shape}, got {weight.shape}")
+    return count, inner, hidden
+
+
+def check_tokens(x: Tensor, hidden: int, top_k_index: Tensor, top_k_weights: Tensor) -> None:
+    """ValueError unless x is (T, H) and index and weights are (T, K)."""
+    if x.shape[1:] != (hidden,) or top_k_index.shape != top_k_weights.shape or len(top_k_index) != len(x):
+        raise ValueError(
+            f"expected x (T, {hidden}) with index and weights (T, K), got {tuple(x.shape)}, "
+            f"{tuple(top_k_index.shape)}, {tuple(top_k_weights.shape)}"
+        )
+
+
+def experts_mlp(x: Tensor, experts: Experts, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """y[t] = sum_k weight[t,k] * down_e (gelu_tanh(gate_e x[t]) * up_e x[t]) with e = top_k_index[t,k].
+
+    Args:
+        x: (T, H); bfloat16 on a GPU, any float dtype on a CPU.
+        experts: on x's device.
+        top_k_index: (T, K) integers in [0, E).
+        top_k_weights: (T, K), taken as float32.
+
+    Returns:
+        (T, H) in x's dtype. Sums run in float32; the inner activation and each expert's weighted output are rounded to x's dtype
+        before the sum over k, as transformers' experts do. The same bits for the same input, whatever order programs run in.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+        KernelUnsupported: on a GPU, x is not bfloat16.
+    """
+    check_tokens(x, experts.hidden, top_k_index, top_k_weights)
+    if x.shape[0] == 0:
+        return torch.empty_like(x)
+    if dispatch.backend("experts_mlp", x.device) == "triton":
+        return experts_mlp_triton(x, experts, top_k_index, top_k_weights)
+    return experts_mlp_torch(x, experts, top_k_index, top_k_weights)
+
+
+def experts_mlp_torch(x: Tensor, experts: Experts, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The twin of `experts_mlp`: rows sorted by expert, two grouped products, a sum over each token's experts.
+
+    Computes in the dtype of `experts.dense`, or decodes the weights anew in x's dtype, but at least float32.
+    """
+    gate_up, down = experts.dense or experts.decode(torch.promote_types(x.dtype, torch.float32))
+    order, offsets = sort_by_expert(top_k_index, experts.count)
+    rows = x[order // top_k_index.shape[1]].to(gate_up.dtype)
+    gate, up = grouped_mm(rows, gate_up.transpose(1, 2), offs=offsets[1:]).chunk(2, dim=-1)
+    out = grouped_mm(gelu(gate, approximate="tanh") * up, down.transpose(1, 2), offs=offsets[1:])
+    return sum_by_token(out, order, top_k_weights).to(x.dtype)
+
+
+def sum_by_token(rows: Tensor, order: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Weighted sums over k of sorted rows (T*K, H) -> (T, H) in the rows' dtype."""
+    by_slot = torch.empty_like(rows)
+    by_slot[order] = rows * top_k_weights.flatten()[order, None]
+    return by_slot.view(*top_k_weights.shape, -1).sum(dim=1)
+
+
+def rows_per_tile(slots: int, experts: int) -> int:
+    """BM: twice the mean number of rows of an expert, from 16 to 128, so that nearly every expert is one tile."""
+    return min(128, max(16, 1 << (2 * slots // experts - 1).bit_length()))
+
+
+def experts_mlp_triton(x: Tensor, experts: Experts, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Launch both kernels, everything on one CUDA device; Triton's interpreter takes x in float32 as well."""
+    expect(x.dtype == torch.bfloat16 or not x.is_cuda, "experts_mlp", "x in bfloat16", x.dtype)
+    x = x.contiguous()
+    (tokens, hidden), top_k = x.shape, top_k_index.shape[1]
+    order, offsets = sort_by_expert(top_k_index, experts.count)
+    slots = tokens * top_k
+    rows = rows_per_tile(slots, experts.count)
+    tiles = max_tiles(slots, experts.count, rows)
+    _, n_gate, _, _, bn_gate, words_gate = experts.gate_up.shape
+    _, n_down, _, bn_down, words_down = experts.down.shape
+    inner = torch.empty(slots, experts.inner, dtype=x.dtype, device=x.device)
+    partial = torch.empty(slots, hidden, dtype=x.dtype, device=x.device)
+    arrivals = torch.empty(n_down, tokens, dtype=torch.int32, device=x.device)
+    out = torch.empty_like(x)
+    fixed = constants(experts.count, hidden, experts.inner, top_k) | _options(rows) | {"NATIVE": x.is_cuda}
+    gate_up_kernel[(n_gate, tiles)](
+        x, experts.gate_up, experts.gate_up_scales, experts.gate_scale, experts.up_scale, order, offsets, inner,
+        arrivals, arrivals.numel(), **fixed, **_blocks(bn_gate, 8 * words_gate),
+    )  # fmt: skip
+    weights = top_k_weights.float().contiguous()
+    down_kernel[(n_down, tiles)](
+        inner, experts.down, experts.down_scales, experts.down_scale, order, offsets, weights, partial, arrivals, out,
+        tokens, **fixed, **_blocks(bn_down, 8 * words_down),
+    )  # fmt: skip
+    return out
+
+
+def constants(count: int, hidden: int, inner: int, top_k: int) -> dict[str, Any]:
+    """What both launches are compiled for."""
+    return {"E": count, "EXPERTS": triton.next_power_of_2(count), "HIDDEN": hidden, "INNER": inner, "TOP_K": top_k}
+
+
+def _options(rows: int) -> dict[str, Any]:
+    return {"BM": rows, "num_warps": 4 if rows <= 64 else 8, "num_stages": 4 if rows <= 32 else 3}
+
+
+def _blocks(rows: int, columns: int) -> dict[str, Any]:
+    return {"BN": rows, "BK": columns}
+
+
+def kernels_to_compile() -> list[Case]:
+    """Both launches at the shape of DiffusionGemma 26B-A4B, for 1 and for 4 canvases of 256 tokens."""
+    made = []
+    for tokens in (256, 1024):
+        options = _options(rows_per_tile(tokens * 8, 128))
+        fixed = constants(128, 2816, 704, 8) | {"BM": options.pop("BM"), "NATIVE": True}
+        for kernel, blocks, types in (
+            (gate_up_kernel, _blocks(64, 128), "*bf16 *i32 *i16 *fp32 *fp32 *i32 *i32 *bf16 *i32 i32"),
+            (down_kernel, _blocks(128, 64), "*bf16 *i32 *i16 *fp32 *i32 *i32 *fp32 *bf16 *i32 *bf16 i32"),
+        ):
+            constexprs = fixed | blocks
+            names = [name for name in kernel.arg_names if name not in constexprs]
+            signature = dict(zip(names, types.split(), strict=True)) | dict.fromkeys(constexprs, "constexpr")
+            name = f"{kernel.__name__} T={tokens}"
+            made.append(Case(name, kernel, signature, constexprs, **options))
+    return made

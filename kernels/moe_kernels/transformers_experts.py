@@ -1,0 +1,57 @@
+"""NVFP4 experts inside a transformers model: `install` puts them in place of the dense ones, for any MoE of the Gemma 4 shape."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from moe_kernels.dispatch import expect
+from moe_kernels.moe import Experts, experts_mlp
+
+IMPLEMENTATION = "nvfp4"
+
+
+def _forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    return experts_mlp(hidden_states, module.nvfp4, top_k_index, top_k_weights)  # pyright: ignore[reportArgumentType]
+
+
+ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _forward)
+
+
+def install(model: PreTrainedModel, load: Callable[[str], Experts]) -> int:
+    """Replace every experts module's dense weights by NVFP4 ones and route its forward to `experts_mlp`.
+
+    Args:
+        model: with experts that hold gate_up_proj (E, 2I, H) and down_proj (E, H, I), on any device, "meta" included.
+        load: the experts of the module with this name; modules that share their weights are asked for once.
+
+    Returns:
+        How many different sets of experts were loaded.
+
+    Raises:
+        KernelUnsupported: the activation is not gelu with tanh, or there is no such module.
+        ValueError: the loaded experts have another shape than the module.
+    """
+    activation = model.config.get_text_config().hidden_activation
+    expect(activation == "gelu_pytorch_tanh", "install", "the activation gelu_pytorch_tanh", activation)
+    loaded: dict[int, Experts] = {}
+    modules = [(name, module) for name, module in model.named_modules() if _holds_experts(module)]
+    expect(bool(modules), "install", "a model with experts", type(model).__name__)
+    shared = {name: id(module.gate_up_proj) for name, module in modules}
+    for name, module in modules:
+        key = shared[name]
+        experts = loaded[key] if key in loaded else loaded.setdefault(key, load(name))
+        expected = tuple(module.gate_up_proj.shape)  # pyright: ignore[reportArgumentType]
+        got = (experts.count, 2 * experts.inner, experts.hidden)
+        if got != expected:
+            raise ValueError(f"{name}: expected experts of gate_up {expected}, got {got}")
+        module.register_parameter("gate_up_proj", None)  # frees the dense weights
+        module.register_parameter("down_proj", None)
+        module.nvfp4 = experts  # pyright: ignore[reportArgumentType]
+    model.set_experts_implementation(IMPLEMENTATION)
+    return len(loaded)
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "gate_up_proj", None), nn.Parameter) and module.gate_up_proj.dim() == 3  # pyright: ignore
