@@ -135,8 +135,8 @@ def experts_mlp(x: Tensor, experts: Experts, top_k_index: Tensor, top_k_weights:
         top_k_weights: (T, K), taken as float32.
 
     Returns:
-        (T, H) in x's dtype. Sums run in float32; the inner activation and each expert's weighted output are rounded to x's dtype
-        before the sum over k, as transformers' experts do. The same bits for the same input, whatever order programs run in.
+        (T, H) in x's dtype. Sums run in float32; the kernels round the inner activation and each expert's weighted output to x's
+        dtype before the sum over k, as transformers' experts do. The same bits for the same input, whatever order programs run in.
 
     Raises:
         ValueError: shapes that do not belong together.
@@ -157,17 +157,20 @@ def experts_mlp_torch(x: Tensor, experts: Experts, top_k_index: Tensor, top_k_we
     """
     gate_up, down = experts.dense or experts.decode(torch.promote_types(x.dtype, torch.float32))
     order, offsets = sort_by_expert(top_k_index, experts.count)
-    rows = x[order // top_k_index.shape[1]].to(gate_up.dtype)
+    token = order // top_k_index.shape[1]
+    rows = x.index_select(0, token).to(gate_up.dtype)
     gate, up = grouped_mm(rows, gate_up.transpose(1, 2), offs=offsets[1:]).chunk(2, dim=-1)
-    out = grouped_mm(gelu(gate, approximate="tanh") * up, down.transpose(1, 2), offs=offsets[1:])
-    return sum_by_token(out, order, top_k_weights).to(x.dtype)
+    inner = gelu(gate, approximate="tanh").mul_(up)
+    return sum_by_token(inner, down, order, offsets, top_k_weights).to(x.dtype)
 
 
-def sum_by_token(rows: Tensor, order: Tensor, top_k_weights: Tensor) -> Tensor:
-    """Weighted sums over k of sorted rows (T*K, H) -> (T, H) in the rows' dtype."""
-    by_slot = torch.empty_like(rows)
-    by_slot[order] = rows * top_k_weights.flatten()[order, None]
-    return by_slot.view(*top_k_weights.shape, -1).sum(dim=1)
+def sum_by_token(inner: Tensor, down: Tensor, order: Tensor, offsets: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Weighted sums over k of the down products of sorted rows: inner (T*K, I), overwritten, and down (E, H, I) -> (T, H)."""
+    inner *= (
+        top_k_weights.to(inner.dtype).flatten().index_select(0, order)[:, None]
+    )  # before the product: I is less than H
+    out = grouped_mm(inner, down.transpose(1, 2), offs=offsets[1:])
+    return out.new_zeros(len(top_k_weights), out.shape[1]).index_add_(0, order // top_k_weights.shape[1], out)
 
 
 def rows_per_tile(slots: int, experts: int) -> int:

@@ -134,11 +134,10 @@ def fp4_experts_mlp_torch(x: Tensor, experts: FP4Experts, top_k_index: Tensor, t
     """The twin of `fp4_experts_mlp`."""
     gate, up, down = (weight.dequantize(torch.float32) for weight in experts.nvfp4())
     order, offsets = sort_by_expert(top_k_index, experts.count)
-    rows = _rounded(x)[order // top_k_index.shape[1]]
+    rows = _rounded(x).index_select(0, order // top_k_index.shape[1])
     gates, ups = (grouped_mm(rows, weight.transpose(1, 2), offs=offsets[1:]) for weight in (gate, up))
     inner = _rounded((gelu(gates, approximate="tanh") * ups).to(x.dtype))
-    out = grouped_mm(inner, down.transpose(1, 2), offs=offsets[1:])
-    return sum_by_token(out, order, top_k_weights).to(x.dtype)
+    return sum_by_token(inner, down, order, offsets, top_k_weights).to(x.dtype)
 
 
 def _rounded(x: Tensor) -> Tensor:
