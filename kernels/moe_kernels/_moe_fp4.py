@@ -23,7 +23,7 @@ def quantize_rows_kernel(
     at = tl.arange(0, COLUMNS)
     value = tl.reshape(tl.load(x + row * K + at, mask=at < K, other=0.0).to(tl.float32), (COLUMNS // 16, 16))
     largest = tl.max(tl.abs(value), 1)
-    factor = tl.max(largest, 0) / 2688.0
+    factor = tl.div_rn(tl.max(largest, 0), 2688.0)
     factor = tl.where(factor == 0.0, 1.0, factor)
     wanted = tl.div_rn(largest, factor * 6.0)
     wanted = tl.clamp(tl.where(wanted == 0.0, 1.0, wanted), 0.001953125, 448.0)

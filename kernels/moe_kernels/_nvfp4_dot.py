@@ -18,8 +18,6 @@ The weights are the left operand (the side of 64 or 128 rows) and the tokens the
 instruction, where tokens on the left would waste most of it.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -30,14 +28,14 @@ _HIGH = tl.constexpr(-0x10000)  # 0xFFFF0000
 _TWICE = tl.constexpr(0x00100010)  # a byte, moved left by four, in both halves of a word
 _BIAS = tl.constexpr(0x72807280)  # exponent e stands for 2^(e - 10); bfloat16 adds 127, and 112 more are wanted
 # x * y - 0 in both halves; there is no bf16x2 product before sm_90, and the sum with -0 changes no bit
-_TIMES: Any = tl.constexpr("{ .reg .b32 zero; mov.b32 zero, 0x80008000; fma.rn.bf16x2 $0, $1, $2, zero; }")
+_TIMES = tl.constexpr("{ .reg .b32 zero; mov.b32 zero, 0x80008000; fma.rn.bf16x2 $0, $1, $2, zero; }")
 
 
 @triton.jit
 def _times(code, scale, NATIVE: tl.constexpr):
     """Products of the bfloat16 pairs of two int32 tensors, joined in a last dimension of two; float32 if not NATIVE."""
     if NATIVE:
-        product: Any = tl.inline_asm_elementwise(_TIMES, "=r,r,r", [code, scale], dtype=tl.int32, is_pure=True, pack=1)
+        product = tl.inline_asm_elementwise(_TIMES, "=r,r,r", [code, scale], tl.int32, True, 1)  # pyright: ignore
         low = product.to(tl.int16).to(tl.bfloat16, bitcast=True)
         high = (product >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
     else:

@@ -44,7 +44,7 @@ from triton import knobs
 
 from moe_kernels import _denoise_head as device_code
 from moe_kernels.aot import Case
-from moe_kernels.dispatch import backend, expect
+from moe_kernels.dispatch import backend, expect, launches
 from moe_kernels.rng import gumbel
 
 GROUP = 128
@@ -306,6 +306,7 @@ def _draw(x: Tensor, key: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     return first + column[:, 0], x.gather(1, column)[:, 0]
 
 
+@launches
 def denoise_head_triton(
     hidden: Tensor,
     embedding: Tensor,

@@ -14,7 +14,7 @@ from torch import Tensor
 from moe_kernels import dispatch
 from moe_kernels._nvfp4_dot import UNDO, block_dot
 from moe_kernels.aot import Case
-from moe_kernels.dispatch import expect
+from moe_kernels.dispatch import expect, launches
 from moe_kernels.layout import block_of, repack, unpack
 from moe_kernels.nvfp4 import NVFP4
 
@@ -86,10 +86,11 @@ def nvfp4_linear_torch(x: Tensor, weight: NVFP4Linear) -> Tensor:
     return (x.to(dtype) @ weight.decode(dtype).T).to(x.dtype)
 
 
+@launches
 def nvfp4_linear_triton(x: Tensor, weight: NVFP4Linear) -> Tensor:
     """Launch the kernel; Triton's interpreter takes x in float32 as well."""
     expect(x.dtype == torch.bfloat16 or not x.is_cuda, "nvfp4_linear", "x in bfloat16", x.dtype)
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
     down, _, bn, words = weight.words.shape
     out = torch.empty(rows.shape[0], down * bn, dtype=x.dtype, device=x.device)
     options = _options(rows.shape[0])
@@ -144,10 +145,10 @@ def linear_kernel(
 
 
 def kernels_to_compile() -> list[Case]:
-    """The dense MLP's two shapes, at 1 and 4 canvases of 256 tokens."""
+    """The dense MLP's two shapes, at every BM."""
     made = []
     for n, k, bk in ((2112, 2816, 128), (2816, 2112, 64)):
-        for tokens in (256, 1024):
+        for tokens in (64, 128, 256, 1024):  # one of each BM
             options = _options(tokens)
             constexprs = _constants(n, k, 64, bk, True) | {"BM": options.pop("BM")}
             names = [name for name in linear_kernel.arg_names if name not in constexprs]

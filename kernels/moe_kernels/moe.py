@@ -1,6 +1,6 @@
 """The experts' MLP over NVFP4 weights: y[t] = sum_k w[t,k] * down_e (gelu_tanh(gate_e x[t]) * up_e x[t]), with e = expert[t,k].
 
-On a GPU two launches (`_moe.py`): gate and up with the activation, then down with the weighted sum over a token's experts. Weights
+On a GPU two launches after the sort (`_moe.py`): gate and up with the activation, then down with the weighted sum over a token's experts. Weights
 stay in four bits in memory; each tile of weights is decoded once for all tokens of its expert (up to BM of them), and multiplied in
 bfloat16 with float32 sums. Bytes read at T = 256 tokens, K = 8 of E = 128 experts, H = 2816 and I = 704: 3 E H I (1/2 + 1/16) = 428 MB,
 100 us at 4.3 TB/s; real arithmetic 6 T K H I = 24 GFLOP. Elsewhere the torch twin.
@@ -17,10 +17,10 @@ from torch.nn.functional import gelu, grouped_mm
 from moe_kernels import dispatch
 from moe_kernels._moe import down_kernel, gate_up_kernel
 from moe_kernels.aot import Case
-from moe_kernels.dispatch import expect
+from moe_kernels.dispatch import expect, launches
 from moe_kernels.layout import block_of, repack, unpack
 from moe_kernels.nvfp4 import NVFP4
-from moe_kernels.routing import max_tiles, sort_by_expert
+from moe_kernels.routing import max_tiles, sort_by_expert, sort_by_expert_torch
 
 
 @dataclass(frozen=True)
@@ -118,20 +118,31 @@ def check_experts(gate: NVFP4, up: NVFP4, down: NVFP4) -> tuple[int, int, int]:
 
 def check_tokens(x: Tensor, hidden: int, top_k_index: Tensor, top_k_weights: Tensor) -> None:
     """ValueError unless x is (T, H) and index and weights are (T, K)."""
-    if x.shape[1:] != (hidden,) or top_k_index.shape != top_k_weights.shape or len(top_k_index) != len(x):
+    if (
+        x.shape[1:] != (hidden,)
+        or top_k_index.shape != top_k_weights.shape
+        or top_k_index.shape[:1] != x.shape[:1]
+        or (not top_k_index[:1].numel() and len(x))
+    ):
         raise ValueError(
             f"expected x (T, {hidden}) with index and weights (T, K), got {tuple(x.shape)}, "
             f"{tuple(top_k_index.shape)}, {tuple(top_k_weights.shape)}"
         )
 
 
+def check_placed(offsets: Tensor, order: Tensor) -> None:
+    """ValueError if an expert's id is E, by which transformers means that another rank has it: here every expert must be."""
+    if (placed := int(offsets[-1])) != len(order):
+        raise ValueError(f"expected every expert here, got {len(order) - placed} slots for those of other ranks")
+
+
 def experts_mlp(x: Tensor, experts: Experts, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """y[t] = sum_k weight[t,k] * down_e (gelu_tanh(gate_e x[t]) * up_e x[t]) with e = top_k_index[t,k].
 
     Args:
-        x: (T, H); bfloat16 on a GPU, any float dtype on a CPU.
+        x: (T, H); bfloat16 on a GPU, any float dtype on a CPU, where float32 is computed in.
         experts: on x's device.
-        top_k_index: (T, K) integers in [0, E).
+        top_k_index: (T, K) integers in [0, E), K at least 1; on a GPU they are not checked, for that would make the device wait.
         top_k_weights: (T, K), taken as float32.
 
     Returns:
@@ -153,24 +164,26 @@ def experts_mlp(x: Tensor, experts: Experts, top_k_index: Tensor, top_k_weights:
 def experts_mlp_torch(x: Tensor, experts: Experts, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The twin of `experts_mlp`: rows sorted by expert, two grouped products, a sum over each token's experts.
 
-    Computes in the dtype of `experts.dense`, or decodes the weights anew in x's dtype, but at least float32.
+    Computes in the dtype of `experts.dense`, or decodes the weights anew in float32; the last sum is in float32 either way.
     """
-    gate_up, down = experts.dense or experts.decode(torch.promote_types(x.dtype, torch.float32))
-    order, offsets = sort_by_expert(top_k_index, experts.count)
+    gate_up, down = experts.dense or experts.decode(torch.float32)
+    order, offsets = sort_by_expert_torch(top_k_index, experts.count)
+    check_placed(offsets, order)
     token = order // top_k_index.shape[1]
     rows = x.index_select(0, token).to(gate_up.dtype)
     gate, up = grouped_mm(rows, gate_up.transpose(1, 2), offs=offsets[1:]).chunk(2, dim=-1)
     inner = gelu(gate, approximate="tanh").mul_(up)
-    return sum_by_token(inner, down, order, offsets, top_k_weights).to(x.dtype)
+    return down_and_combine(inner, down, order, offsets, top_k_weights).to(x.dtype)
 
 
-def sum_by_token(inner: Tensor, down: Tensor, order: Tensor, offsets: Tensor, top_k_weights: Tensor) -> Tensor:
+def down_and_combine(inner: Tensor, down: Tensor, order: Tensor, offsets: Tensor, top_k_weights: Tensor) -> Tensor:
     """Weighted sums over k of the down products of sorted rows: inner (T*K, I), overwritten, and down (E, H, I) -> (T, H)."""
     inner *= (
         top_k_weights.to(inner.dtype).flatten().index_select(0, order)[:, None]
     )  # before the product: I is less than H
     out = grouped_mm(inner, down.transpose(1, 2), offs=offsets[1:])
-    return out.new_zeros(len(top_k_weights), out.shape[1]).index_add_(0, order // top_k_weights.shape[1], out)
+    total = torch.zeros(len(top_k_weights), out.shape[1], device=out.device)
+    return total.index_add_(0, order // top_k_weights.shape[1], out.float())
 
 
 def rows_per_tile(slots: int, experts: int) -> int:
@@ -178,6 +191,7 @@ def rows_per_tile(slots: int, experts: int) -> int:
     return min(128, max(16, 1 << (2 * slots // experts - 1).bit_length()))
 
 
+@launches
 def experts_mlp_triton(x: Tensor, experts: Experts, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """Launch both kernels, everything on one CUDA device; Triton's interpreter takes x in float32 as well."""
     expect(x.dtype == torch.bfloat16 or not x.is_cuda, "experts_mlp", "x in bfloat16", x.dtype)
@@ -220,9 +234,9 @@ def _blocks(rows: int, columns: int) -> dict[str, Any]:
 
 
 def kernels_to_compile() -> list[Case]:
-    """Both launches at the shape of DiffusionGemma 26B-A4B, for 1 and for 4 canvases of 256 tokens."""
+    """Both launches at the shape of DiffusionGemma 26B-A4B, at every BM."""
     made = []
-    for tokens in (256, 1024):
+    for tokens in (64, 256, 512, 1024):  # one of each BM
         options = _options(rows_per_tile(tokens * 8, 128))
         fixed = constants(128, 2816, 704, 8) | {"BM": options.pop("BM"), "NATIVE": True}
         for kernel, blocks, types in (

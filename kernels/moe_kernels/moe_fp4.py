@@ -2,8 +2,8 @@
 
 The formula of `moe.experts_mlp`, with x and the inner activation each rounded to NVFP4 row by row. Costs four launches (`_moe_fp4.py`):
 quantise x, gate and up, quantise the inner activation, down. Weights keep the order of their bytes on disk, cut into blocks.
-It is the recipe NVIDIA's NVFP4 checkpoints were calibrated for, and it pays where arithmetic is the limit, from about 1,024 tokens;
-at 256 both forms wait for the same 428 MB of weights, and `moe.experts_mlp` rounds less.
+Nothing picks it by itself: it rounds activations, so whoever serves must choose it. It pays where arithmetic is the limit, from about 1,024 tokens;
+at 256 both forms wait for the same 428 MB of weights, and `moe.experts_mlp` rounds nothing but results. Input scales that checkpoints carry are not used: each row has its own.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from torch.nn.functional import gelu, grouped_mm
 from moe_kernels import dispatch
 from moe_kernels._moe_fp4 import down_fp4_kernel, gate_up_fp4_kernel, quantize_rows_kernel
 from moe_kernels.aot import Case
-from moe_kernels.dispatch import expect
+from moe_kernels.dispatch import expect, launches
 from moe_kernels.layout import block_of, blocks
-from moe_kernels.moe import check_experts, check_tokens, constants, rows_per_tile, sum_by_token
+from moe_kernels.moe import check_experts, check_placed, check_tokens, constants, down_and_combine, rows_per_tile
 from moe_kernels.nvfp4 import NVFP4, quantize
-from moe_kernels.routing import max_tiles, sort_by_expert
+from moe_kernels.routing import max_tiles, sort_by_expert, sort_by_expert_torch
 
 ROWS = 64  # of gate and of up in a block: together the 128 that a matrix instruction takes
 
@@ -133,17 +133,19 @@ def fp4_experts_mlp(x: Tensor, experts: FP4Experts, top_k_index: Tensor, top_k_w
 def fp4_experts_mlp_torch(x: Tensor, experts: FP4Experts, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The twin of `fp4_experts_mlp`."""
     gate, up, down = (weight.dequantize(torch.float32) for weight in experts.nvfp4())
-    order, offsets = sort_by_expert(top_k_index, experts.count)
+    order, offsets = sort_by_expert_torch(top_k_index, experts.count)
+    check_placed(offsets, order)
     rows = _rounded(x).index_select(0, order // top_k_index.shape[1])
     gates, ups = (grouped_mm(rows, weight.transpose(1, 2), offs=offsets[1:]) for weight in (gate, up))
     inner = _rounded((gelu(gates, approximate="tanh") * ups).to(x.dtype))
-    return sum_by_token(inner, down, order, offsets, top_k_weights).to(x.dtype)
+    return down_and_combine(inner, down, order, offsets, top_k_weights).to(x.dtype)
 
 
 def _rounded(x: Tensor) -> Tensor:
-    return quantize(x[:, None], "modelopt").dequantize(torch.float32)[:, 0]
+    return quantize(x[:, None].float(), "modelopt").dequantize(torch.float32)[:, 0]
 
 
+@launches
 def quantize_rows_triton(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each row of x (R, K), K a multiple of 16, as `nvfp4.quantize(x[:, None], "modelopt")` bit for bit: bytes, scales, factors."""
     rows, columns = x.shape
@@ -154,9 +156,11 @@ def quantize_rows_triton(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return packed, scales.view(torch.float8_e4m3fn), factors
 
 
+@launches
 def fp4_experts_mlp_triton(x: Tensor, experts: FP4Experts, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """Launch the four kernels; Triton's interpreter takes x in float32 as well."""
     expect(x.dtype == torch.bfloat16 or not x.is_cuda, "fp4_experts_mlp", "x in bfloat16", x.dtype)
+    x = x.contiguous()
     (tokens, hidden), top_k = x.shape, top_k_index.shape[1]
     order, offsets = sort_by_expert(top_k_index, experts.count)
     slots = tokens * top_k
@@ -170,7 +174,7 @@ def fp4_experts_mlp_triton(x: Tensor, experts: FP4Experts, top_k_index: Tensor, 
     out = torch.empty_like(x)
     fixed = constants(experts.count, hidden, experts.inner, top_k) | options | {"NATIVE": x.is_cuda}
     gate_up_fp4_kernel[(n_gate, tiles)](
-        *quantize_rows_triton(x.contiguous()), experts.gate_up, experts.gate_up_scales, experts.gate_scale,
+        *quantize_rows_triton(x), experts.gate_up, experts.gate_up_scales, experts.gate_scale,
         experts.up_scale, order, offsets, inner, arrivals, arrivals.numel(),
         **fixed, **_blocks(ROWS, bk_gate),
     )  # fmt: skip
@@ -192,11 +196,11 @@ def _blocks(rows: int, columns: int) -> dict[str, Any]:
 
 def _options(slots: int, experts: int) -> dict[str, Any]:
     rows = rows_per_tile(slots, experts)
-    return {"BM": rows, "num_warps": 4 if rows <= 64 else 8, "num_stages": 3}
+    return {"BM": rows, "num_warps": 4 if rows <= 32 else 8, "num_stages": 3}
 
 
 def kernels_to_compile() -> list[Case]:
-    """All launches at the shape of DiffusionGemma 26B-A4B, for 1 and for 4 canvases of 256 tokens."""
+    """All launches at the shape of DiffusionGemma 26B-A4B, at every BM."""
     made = [
         Case(
             f"quantize_rows_kernel K={columns}",
@@ -214,7 +218,7 @@ def kernels_to_compile() -> list[Case]:
         )
         for columns in (2816, 704)
     ]
-    for tokens in (256, 1024):
+    for tokens in (64, 256, 512, 1024):  # one of each BM
         options = _options(tokens * 8, 128)
         for kernel, block, types in (
             (gate_up_fp4_kernel, (ROWS, 128), "*u8 *fp8e4nv *fp32 *u8 *fp8e4nv *fp32 *fp32 *i32 *i32 *bf16 *i32 i32"),

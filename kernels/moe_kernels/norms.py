@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moe_kernels._norms import after_attention_kernel, after_experts_kernel, heads_kernel, rms_norm_kernel
 from moe_kernels.aot import Case
-from moe_kernels.dispatch import backend, expect
+from moe_kernels.dispatch import backend, expect, launches
 
 MAX_WIDTH = 16384  # a row stays in registers
 
@@ -97,6 +97,7 @@ def rms_norm_torch(
     return normed if residual is None else residual + normed
 
 
+@launches
 def rms_norm_triton(
     x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, residual: Tensor | None = None
 ) -> Tensor:
@@ -141,6 +142,7 @@ def norms_after_attention_torch(
     return AfterAttention(hidden, mlp, experts, router)
 
 
+@launches
 def norms_after_attention_triton(
     residual: Tensor, x: Tensor, weights: AttentionNorms, eps: float = 1e-6
 ) -> AfterAttention:
@@ -189,6 +191,7 @@ def norms_after_experts_torch(
     return AfterExperts(hidden, rms_norm_torch(hidden, weights.next, eps))
 
 
+@launches
 def norms_after_experts_triton(
     residual: Tensor, mlp: Tensor, experts: Tensor, weights: ExpertsNorms, layer_scalar: Tensor, eps: float = 1e-6
 ) -> AfterExperts:
@@ -243,6 +246,7 @@ def qk_norm_rope_torch(
     return Heads(turned(rms_norm_torch(q, q_weight, eps)), turned(rms_norm_torch(k, k_weight, eps)), values)
 
 
+@launches
 def qk_norm_rope_triton(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float = 1e-6,
     v: Tensor | None = None,

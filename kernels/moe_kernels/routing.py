@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from moe_kernels.aot import Case
-from moe_kernels.dispatch import backend, expect
+from moe_kernels.dispatch import backend, expect, launches
 
 MAX_EXPERTS = 512  # a row of scores stays in registers
 _SORT: dict[str, Any] = {"BLOCK": 2048, "num_warps": 8}  # 256 tokens with 8 experts each are one block
@@ -71,6 +71,7 @@ def route_torch(scores: Tensor, k: int, per_expert_scale: Tensor | None = None) 
     return Routed(weights, experts.int())
 
 
+@launches
 def route_triton(scores: Tensor, k: int, per_expert_scale: Tensor | None = None) -> Routed:
     """Kernel of `route`: one launch."""
     tokens, num_experts = scores.shape
@@ -116,6 +117,7 @@ def sort_by_expert_torch(experts: Tensor, num_experts: int) -> Sorted:
     return Sorted(order.int(), torch.searchsorted(ids, bounds, out_int32=True))
 
 
+@launches
 def sort_by_expert_triton(experts: Tensor, num_experts: int) -> Sorted:
     """Kernel of `sort_by_expert`: one launch, no atomics."""
     slots = experts.numel()

@@ -33,22 +33,29 @@ def install(model: PreTrainedModel, load: Callable[[str], Experts]) -> int:
         KernelUnsupported: the activation is not gelu with tanh, or there is no such module.
         ValueError: the loaded experts have another shape than the module.
     """
-    activation = model.config.get_text_config().hidden_activation
+    activation = getattr(model.config.get_text_config(), "hidden_activation", None)
     expect(activation == "gelu_pytorch_tanh", "install", "the activation gelu_pytorch_tanh", activation)
-    loaded: dict[int, Experts] = {}
     modules = [(name, module) for name, module in model.named_modules() if _holds_experts(module)]
     expect(bool(modules), "install", "a model with experts", type(model).__name__)
-    shared = {name: id(module.gate_up_proj) for name, module in modules}
+    expect(
+        not any(module._is_expert_parallel for _, module in modules),
+        "install",
+        "every expert on this rank",
+        "expert parallelism",
+    )
+    loaded: dict[int, Experts] = {}
     for name, module in modules:
-        key = shared[name]
-        experts = loaded[key] if key in loaded else loaded.setdefault(key, load(name))
+        key = id(module.gate_up_proj)
+        if key not in loaded:
+            loaded[key] = load(name)
         expected = tuple(module.gate_up_proj.shape)  # pyright: ignore[reportArgumentType]
-        got = (experts.count, 2 * experts.inner, experts.hidden)
+        got = (loaded[key].count, 2 * loaded[key].inner, loaded[key].hidden)
         if got != expected:
             raise ValueError(f"{name}: expected experts of gate_up {expected}, got {got}")
+    for _, module in modules:
+        module.nvfp4 = loaded[id(module.gate_up_proj)]  # pyright: ignore[reportArgumentType]
         module.register_parameter("gate_up_proj", None)  # frees the dense weights
         module.register_parameter("down_proj", None)
-        module.nvfp4 = experts  # pyright: ignore[reportArgumentType]
     model.set_experts_implementation(IMPLEMENTATION)
     return len(loaded)
 

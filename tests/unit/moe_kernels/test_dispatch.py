@@ -33,6 +33,14 @@ def test_a_gpu_gets_the_kernel_from_ampere_on(
     assert backend("experts_mlp", torch.device("cuda", 0)) == chosen
 
 
+def test_the_environment_decides_for_all(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MOE_KERNELS_BACKEND", "triton")
+    assert backend("experts_mlp", torch.device("cpu")) == "triton"
+    monkeypatch.setenv("MOE_KERNELS_BACKEND", "cuda")
+    with pytest.raises(KernelUnsupported, match="MOE_KERNELS_BACKEND: expected triton or torch, got cuda"):
+        backend("route", torch.device("cpu"))
+
+
 def test_what_a_kernel_cannot_do_is_said_with_expected_and_got():
     expect(True, "op", "anything", None)
     with pytest.raises(KernelUnsupported, match=r"op: expected x in bfloat16, got torch\.float16"):

@@ -50,6 +50,16 @@ def test_leading_dimensions_are_kept_even_if_empty():
         assert op(x[:0], weight).shape == (0, 32)
 
 
+@interpreted
+@pytest.mark.parametrize("form", ["columns of a wider tensor", "transposed"])
+def test_rows_may_lie_anywhere(form: str):
+    x, weight, expected = make(32, 64, 6)
+    wide = torch.cat([x, x], dim=1)[:, :64] if form != "transposed" else x.T.contiguous().T
+    assert not wide.is_contiguous()
+    for op in (nvfp4_linear, nvfp4_linear_triton):
+        assert_close(op(wide, weight), expected, max_error=1e-5, rms_error=1e-6)
+
+
 def test_a_width_that_does_not_fit_is_refused():
     x, weight, _ = make(32, 64, 2)
     with pytest.raises(ValueError, match=r"expected x \(\.\.\., 64\), got \(2, 32\)"):

@@ -48,7 +48,9 @@ class Layer:
 
 # float32 sums of at most a few hundred products, in another order than float64's
 EXACT = {"max_error": 2e-5, "rms_error": 2e-6}
-# bfloat16 has 8 bits: the inner activation and K weighted outputs are rounded to it, and the sum once more
+# x is given in bfloat16, so only the result is rounded to its 8 bits
+ONCE = {"max_error": 3e-2, "rms_error": 3e-3}
+# the kernels round the inner activation and K weighted outputs to 8 bits, and the sum once more
 ROUNDED = {"max_error": 5e-2, "rms_error": 5e-3}
 # Triton's interpreter cuts bits off where chips round to nearest, so errors are twice as large and of one sign
 CUT_OFF = {"max_error": 1.5e-1, "rms_error": 1.5e-2}
@@ -66,7 +68,7 @@ def test_the_twin_rounds_bfloat16_no_more_than_it_must():
     x, index, weights = layer.tokens(33, 2, torch.bfloat16)
     out = experts_mlp(x, layer.experts(), index, weights)
     assert out.dtype == torch.bfloat16
-    assert_close(out, layer.exact(x, index, weights), **ROUNDED)
+    assert_close(out, layer.exact(x, index, weights), **ONCE)
 
 
 def test_decoded_weights_change_nothing_but_the_speed():
@@ -128,6 +130,31 @@ def test_a_token_gets_the_same_bits_whatever_shares_its_batch(op):
         assert_close(alone, together, max_error=1e-5, rms_error=1e-6)
 
 
+@interpreted
+def test_a_long_prefill_fills_the_largest_tiles():
+    layer = Layer(1, 32, 32)
+    x, index, weights = layer.tokens(150, 1)
+    assert rows_per_tile(150, 1) == 128
+    assert_close(experts_mlp_triton(x, layer.experts(), index, weights), layer.exact(x, index, weights), **EXACT)
+
+
+@interpreted
+def test_rows_may_lie_anywhere():
+    layer = Layer(4, 32, 64)
+    x, index, weights = layer.tokens(9, 2)
+    expected = layer.exact(x, index, weights)
+    for op in (experts_mlp, experts_mlp_triton):
+        assert_close(op(x.T.contiguous().T, layer.experts(), index.T.contiguous().T, weights), expected, **EXACT)
+
+
+def test_an_expert_of_another_rank_is_refused():
+    layer = Layer(2, 32, 32)
+    x, index, weights = layer.tokens(3, 1)
+    index[1] = 2
+    with pytest.raises(ValueError, match="expected every expert here, got 1 slots for those of other ranks"):
+        experts_mlp(x, layer.experts(), index, weights)
+
+
 def test_no_tokens_give_no_rows():
     layer = Layer(2, 32, 32)
     x, index, weights = layer.tokens(0, 1)
@@ -158,7 +185,7 @@ def test_a_shape_the_kernels_cannot_stream_is_refused():
 
 
 @on_gpu
-@pytest.mark.parametrize("tokens", [1, 17, 256, 1024])
+@pytest.mark.parametrize("tokens", [1, 17, 256, 1024, 8192])
 def test_the_kernels_on_a_gpu(tokens: int):
     layer = Layer(16, 704, 2816)
     x, index, weights = layer.tokens(tokens, 8, torch.bfloat16)

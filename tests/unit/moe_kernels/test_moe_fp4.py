@@ -59,6 +59,26 @@ def test_an_empty_row_stays_zero():
     assert torch.equal(factors, torch.ones(2))
 
 
+@on_gpu
+def test_rows_are_quantised_bit_for_bit_on_a_gpu():
+    x = torch.randn(64, 2816, generator=torch.Generator().manual_seed(0)).bfloat16()
+    packed, scales, factors = (tensor.cpu() for tensor in quantize_rows_triton(x.cuda()))
+    expected = quantize(x[:, None], "modelopt")
+    assert torch.equal(factors, expected.global_scale.flatten())
+    assert torch.equal(scales.view(torch.uint8), expected.scales[:, 0].view(torch.uint8))
+    assert torch.equal(packed, expected.packed[:, 0])
+
+
+@interpreted
+def test_rows_may_lie_anywhere():
+    weights, x, index, routed = make(2, 64, 128, 9, 1)
+    experts = FP4Experts.from_nvfp4(*weights)
+    expected = fp4_experts_mlp_torch(x, experts, index, routed)
+    assert_close(
+        fp4_experts_mlp_triton(x.T.contiguous().T, experts, index, routed), expected, max_error=0.3, rms_error=0.02
+    )
+
+
 def test_cutting_into_blocks_loses_nothing():
     weights, *_ = make(3, 64, 256, 1, 1)
     for back, weight in zip(FP4Experts.from_nvfp4(*weights).nvfp4(), weights, strict=True):

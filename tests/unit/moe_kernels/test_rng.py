@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from moe_kernels import rng
+from tests.marks import INTERPRETED
 
 # Random123, tests/kat_vectors: philox4x32-10, counter, key, words
 KNOWN = [
@@ -63,6 +64,10 @@ def test_words_are_the_four_outputs_in_order(
     assert tuple(rng.words(seed, position, step, counter[3], 4 * counter[0], 4)[0].tolist()) == expected
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (INTERPRETED or torch.cuda.is_available()), reason="needs Triton's interpreter or a CUDA device"
+)
 @settings(max_examples=20, deadline=None)
 @given(seed=INT64, position=INT32, step=INT32, first=st.integers(0, 2**27).map(lambda n: 4 * n))
 def test_the_device_function_draws_the_same_words_bit_for_bit(seed: int, position: int, step: int, first: int) -> None:
