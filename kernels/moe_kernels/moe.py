@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.nn.functional import gelu, grouped_mm
+from torch.nn.functional import embedding_bag, gelu, grouped_mm
 
 from moe_kernels import dispatch
 from moe_kernels._moe import down_kernel, gate_up_kernel
@@ -177,13 +177,12 @@ def experts_mlp_torch(x: Tensor, experts: Experts, top_k_index: Tensor, top_k_we
 
 
 def down_and_combine(inner: Tensor, down: Tensor, order: Tensor, offsets: Tensor, top_k_weights: Tensor) -> Tensor:
-    """Weighted sums over k of the down products of sorted rows: inner (T*K, I), overwritten, and down (E, H, I) -> (T, H)."""
-    inner *= (
-        top_k_weights.to(inner.dtype).flatten().index_select(0, order)[:, None]
-    )  # before the product: I is less than H
-    out = grouped_mm(inner, down.transpose(1, 2), offs=offsets[1:])
-    total = torch.zeros(len(top_k_weights), out.shape[1], device=out.device)
-    return total.index_add_(0, order // top_k_weights.shape[1], out.float())
+    """Weighted sums over k of the down products of sorted rows: inner (T*K, I) and down (E, H, I) -> (T, H) float32."""
+    rows = grouped_mm(inner, down.transpose(1, 2), offs=offsets[1:])
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), dtype=order.dtype, device=order.device)  # where a slot's row is
+    slots = place.view(top_k_weights.shape)
+    return embedding_bag(slots, rows.float(), mode="sum", per_sample_weights=top_k_weights.float())
 
 
 def rows_per_tile(slots: int, experts: int) -> int:
