@@ -12,11 +12,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch import Tensor, nn
-from transformers import DiffusionGemmaTextConfig
-from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaTextExperts
+from torch import Tensor
 
 from benchmarks._harness import environment
+from benchmarks._rivals import transformers_experts
 from moe_kernels.moe import Experts, experts_mlp
 from moe_kernels.nvfp4 import quantize
 
@@ -25,17 +24,6 @@ SHAPES = {  # experts, top k, hidden, inner, tokens
     "demo, 16 canvases of 64": (8, 2, 128, 64, 1024),
     "26B-A4B, 1 canvas of 256": (128, 8, 2816, 704, 256),
 }
-
-
-def transformers_experts(dense: tuple[Tensor, Tensor], implementation: str) -> nn.Module:
-    """transformers' module over the same weights, without a copy."""
-    count, inner2, hidden = dense[0].shape
-    config = DiffusionGemmaTextConfig(num_experts=count, hidden_size=hidden, moe_intermediate_size=inner2 // 2)
-    config._experts_implementation = implementation
-    with torch.device("meta"):
-        module = DiffusionGemmaTextExperts(config)
-    module.gate_up_proj, module.down_proj = (nn.Parameter(weight, requires_grad=False) for weight in dense)
-    return module
 
 
 def measure(shape: tuple[int, int, int, int, int], repeats: int, seed: int) -> dict[str, object]:
@@ -50,7 +38,7 @@ def measure(shape: tuple[int, int, int, int, int], repeats: int, seed: int) -> d
     x = torch.randn(tokens, hidden, generator=rng)
     index = torch.rand(tokens, count, generator=rng).argsort(dim=1)[:, :top_k]
     routed = torch.rand(tokens, top_k, generator=rng)
-    eager, grouped = (transformers_experts(experts.dense, name) for name in ("eager", "grouped_mm"))
+    eager, grouped = (transformers_experts(*experts.dense, name) for name in ("eager", "grouped_mm"))
     ways: dict[str, Callable[[], Tensor]] = {
         "transformers eager": lambda: eager(x, index, routed),
         "transformers grouped_mm": lambda: grouped(x, index, routed),

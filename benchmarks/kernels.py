@@ -21,18 +21,19 @@ from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import gelu, grouped_mm, linear
 from torch.nn.functional import rms_norm as torch_rms_norm
 from torch.profiler import ProfilerActivity, profile
-from transformers import DiffusionGemmaTextConfig
-from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaTextExperts
 
 from benchmarks._harness import environment
+from benchmarks._rivals import transformers_experts
 from moe_kernels import norms
 from moe_kernels.denoise_head import denoise_head
+from moe_kernels.dispatch import has_fp4_units
 from moe_kernels.linear import NVFP4Linear, nvfp4_linear
 from moe_kernels.moe import Experts, experts_mlp, experts_mlp_torch
+from moe_kernels.moe_fp4 import FP4Experts, fp4_experts_mlp
 from moe_kernels.nvfp4 import NVFP4, quantize
 from moe_kernels.routing import Sorted, route, route_torch, sort_by_expert, sort_by_expert_torch
 
@@ -59,7 +60,7 @@ class Sizes:
 
 
 SMOKE = Sizes(
-    tokens=(4, 6), hidden=64, inner=32, experts=8, top_k=2, moe_inner=32, vocab=512,
+    tokens=(4, 6), hidden=128, inner=32, experts=8, top_k=2, moe_inner=64, vocab=512,
     heads=(("sliding", 4, 2, 16), ("full", 4, 1, 32)), flush_bytes=1 << 16, probe_bytes=1 << 16, probe_matrix=64,
 )  # fmt: skip
 
@@ -172,7 +173,8 @@ def experts_cases(sizes: Sizes, device: torch.device) -> Iterator[Case]:
     experts = Experts.from_nvfp4(gate, up, down)
     dense = experts.decode(torch.bfloat16)
     kept = dataclasses.replace(experts, dense=dense)  # our kernels don't look at these
-    module = transformers_experts(sizes, *dense)
+    module = transformers_experts(*dense)
+    in_fp4 = FP4Experts.from_nvfp4(gate, up, down)
     for tokens in sizes.tokens:
         x = random(tokens, hidden, device=device) * hidden**0.5
         weights, chosen = route(torch.randn(tokens, count, device=device), sizes.top_k)
@@ -192,6 +194,9 @@ def experts_cases(sizes: Sizes, device: torch.device) -> Iterator[Case]:
             Way("transformers grouped_mm bf16", lambda a=slow: module(*a), sum(theirs) + in_out),
             Way("torch linear bf16, one by one", lambda a=loop: an_expert_at_a_time(*a), sum(theirs) + in_out),
         ]
+        if device.type == "cpu" or has_fp4_units(device):
+            b: Any = (x, in_fp4, chosen, weights)
+            whole.append(Way("moe_kernels, activations in FP4", lambda b=b: fp4_experts_mlp(*b), sum(ours) + in_out))
         yield Case("experts_mlp", tokens, 3 * flops, whole)
         moved = size_of(x, inside)
         apart = (("gate-up", "gate_up_kernel", rows, 2 * flops), ("down", "down_kernel", inside, flops))
@@ -200,18 +205,6 @@ def experts_cases(sizes: Sizes, device: torch.device) -> Iterator[Case]:
                 Way(OURS, whole[0].run, four_bit + moved, kernel),
                 Way(GROUPED, lambda g=given, w=weight.mT, e=ends: grouped_mm(g, w, offs=e), bf16 + moved),
             ])  # fmt: skip
-
-
-def transformers_experts(sizes: Sizes, gate_up: Tensor, down: Tensor) -> nn.Module:
-    """transformers' module over weights that exist."""
-    shape = {"hidden_size": sizes.hidden, "moe_intermediate_size": sizes.moe_inner, "num_experts": sizes.experts}
-    options: Any = {**shape, "experts_implementation": "grouped_mm"}
-    config = DiffusionGemmaTextConfig(**options)
-    with torch.device("meta"):
-        module = DiffusionGemmaTextExperts(config)
-    module.gate_up_proj = nn.Parameter(gate_up, requires_grad=False)
-    module.down_proj = nn.Parameter(down, requires_grad=False)
-    return module
 
 
 def an_expert_at_a_time(
