@@ -72,7 +72,7 @@ def combine(
         tl.store(cells, total.to(out.dtype.element_ty), mask=last[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["arrivals_size"])
 def gate_up_kernel(
     x,  # (T, HIDDEN) bfloat16
     words,  # (E, INNER/BN, HIDDEN/BK, 2, BN, BK/8) int32, gate and up side by side
@@ -119,7 +119,7 @@ def gate_up_kernel(
     store_inner(gate, up, inner, rows, end, n, INNER, BN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def down_kernel(
     inner,  # (T*K, INNER) bfloat16, sorted rows
     words,  # (E, HIDDEN/BN, INNER/BK, BN, BK/8) int32

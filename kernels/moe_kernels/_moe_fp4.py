@@ -68,7 +68,7 @@ def _scaled_dot(
     return tl.dot(w, tl.trans(_decoded(tl.trans(x), x_scales, BM, BK)), acc)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["arrivals_size"])
 def gate_up_fp4_kernel(
     x,  # (T, HIDDEN/2) uint8
     x_scales,  # (T, HIDDEN/16) E4M3
@@ -119,7 +119,7 @@ def gate_up_fp4_kernel(
     store_inner(gate, up, inner, rows, end, n, INNER, BN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def down_fp4_kernel(
     x,  # (T*K, INNER/2) uint8, sorted rows
     x_scales,  # (T*K, INNER/16) E4M3

@@ -37,7 +37,7 @@ def _times(code, scale, NATIVE: tl.constexpr):
     if NATIVE:
         product = tl.inline_asm_elementwise(_TIMES, "=r,r,r", [code, scale], tl.int32, True, 1)  # pyright: ignore
         low = product.to(tl.int16).to(tl.bfloat16, bitcast=True)
-        high = (product >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+        high = (product >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)  # pyright: ignore[reportOperatorIssue]
     else:
         low = (code << 16).to(tl.float32, bitcast=True) * (scale << 16).to(tl.float32, bitcast=True)
         high = (code & _HIGH).to(tl.float32, bitcast=True) * (scale & _HIGH).to(tl.float32, bitcast=True)

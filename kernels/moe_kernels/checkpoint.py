@@ -256,7 +256,7 @@ def _form(folder: Path, config: dict[str, Any]) -> Convention | None:
         raise CheckpointError(f"{where}: expected quant_algo {' or '.join(ALGORITHMS)}, got {algorithm!r}")
     if method == "compressed-tensors" and said.get("format") != FORMAT:
         raise CheckpointError(f"{where}: expected format {FORMAT}, got {said.get('format')!r}")
-    groups = [said, *((group.get("weights") or {}) for group in said.get("config_groups", {}).values())]
+    groups = [said, *((group.get("weights") or {}) for group in (said.get("config_groups") or {}).values())]
     if other := {group["group_size"] for group in groups if "group_size" in group} - {BLOCK}:
         raise CheckpointError(f"{where}: expected a group_size of {BLOCK}, got {other}")
     return method

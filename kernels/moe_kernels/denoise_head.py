@@ -13,7 +13,7 @@ device. Noise is `rng.gumbel` at (seed, position, step): of group g index g of s
 token v index v of stream `TOKENS`.
 
 **What is skipped**: a group that holds less than skip / T of a row's probability, T the number of groups, adds nothing
-to its soft embedding. So soft is that of a distribution p' with p - p' >= 0 and sum(p - p') <= skip, no further than
+to its soft embedding (the kernels still add it if the sample fell into it). So soft is that of a distribution p' with p - p' >= 0 and sum(p - p') <= skip, no further than
 skip * max_v |E_v| from the exact one; nothing else is approximated. Each row decides for itself: what is computed
 because a neighbour needs it is multiplied by zero. With fixed block shapes and sums in a fixed order (no atomics) a
 row's results don't depend on the rest of the batch in any bit.

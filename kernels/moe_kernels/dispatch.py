@@ -14,7 +14,8 @@ log = logging.getLogger(__name__)
 MIN_CAPABILITY = (8, 0)
 FP4_CHIPS = (100, 120)  # compute capabilities with block-scaled FP4 matrix units
 Backend = Literal["triton", "torch"]
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class KernelUnsupported(RuntimeError):

@@ -112,7 +112,7 @@ def _options(tokens: int) -> dict[str, Any]:
     return {"BM": rows, "num_warps": 4, "num_stages": 4 if rows <= 32 else 3}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def linear_kernel(
     x,  # (T, K) bfloat16
     words,  # (N/BN, K/BK, BN, BK/8) int32

@@ -117,13 +117,9 @@ def check_experts(gate: NVFP4, up: NVFP4, down: NVFP4) -> tuple[int, int, int]:
 
 
 def check_tokens(x: Tensor, hidden: int, top_k_index: Tensor, top_k_weights: Tensor) -> None:
-    """ValueError unless x is (T, H) and index and weights are (T, K)."""
-    if (
-        x.shape[1:] != (hidden,)
-        or top_k_index.shape != top_k_weights.shape
-        or top_k_index.shape[:1] != x.shape[:1]
-        or (not top_k_index[:1].numel() and len(x))
-    ):
+    """ValueError unless x is (T, H) and index and weights are (T, K) with K at least 1."""
+    tokens, *top_k = top_k_index.shape
+    if x.shape != (tokens, hidden) or top_k_weights.shape != (tokens, *top_k) or len(top_k) != 1 or top_k[0] < 1:
         raise ValueError(
             f"expected x (T, {hidden}) with index and weights (T, K), got {tuple(x.shape)}, "
             f"{tuple(top_k_index.shape)}, {tuple(top_k_weights.shape)}"

@@ -5,7 +5,7 @@ launches: `qk_norm_rope`, `norms_after_attention`, and `norms_after_experts`, wh
 norm (after the last layer, the model's final one); only the first layer needs `rms_norm`.
 
 Everything is computed in float32 and rounded to the input's dtype where transformers' modules round, so results differ
-from theirs only where a sum taken in another order falls on the other side of a rounding.
+from theirs only where a sum taken in another order, or a GPU's approximate root, falls on the other side of a rounding.
 """
 
 from typing import Any, NamedTuple

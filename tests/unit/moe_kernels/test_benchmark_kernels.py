@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_a_smoke_run_times_every_op_and_says_where_and_with_what_it_ran(tmp_path
 def test_all_ways_to_compute_the_experts_agree() -> None:
     torch.manual_seed(0)
     case = next(kernels.experts_cases(kernels.SMOKE, torch.device("cpu")))
-    results = {way.name: way.run() for way in case.ways}
+    results: dict[str, Any] = {way.name: way.run() for way in case.ways}
     expected = results.pop(kernels.OURS)
     in_fp4 = results.pop("moe_kernels, activations in FP4")
     assert error(in_fp4, expected).rms < 0.25  # E2M1 activations have 1 bit of mantissa

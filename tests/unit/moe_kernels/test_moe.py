@@ -173,6 +173,8 @@ def test_shapes_that_do_not_belong_together_are_refused():
     x, index, weights = layer.tokens(3, 1)
     with pytest.raises(ValueError, match=r"expected x \(T, 64\) with index and weights \(T, K\), got \(3, 32\)"):
         experts_mlp(x[:, :32], layer.experts(), index, weights)
+    with pytest.raises(ValueError, match=r"with index and weights \(T, K\), got \(3, 64\), \(3, 0\), \(3, 0\)"):
+        experts_mlp(x, layer.experts(), index[:, :0], weights[:, :0])
     with pytest.raises(
         ValueError, match=r"up: expected shape \(2, 32, 64\) beside a gate of \(2, 32, 64\), got \(2, 64, 32\)"
     ):
@@ -192,3 +194,19 @@ def test_the_kernels_on_a_gpu(tokens: int):
     experts = layer.experts()
     found = experts_mlp(x.cuda(), experts.to("cuda"), index.cuda(), weights.cuda())
     assert_close(found, experts_mlp_torch(x, experts, index, weights), **ROUNDED)
+
+
+@on_gpu
+def test_a_captured_graph_gives_the_same_bits_again_and_again():
+    layer = Layer(16, 704, 2816)
+    x, index, weights = (tensor.cuda() for tensor in layer.tokens(256, 8, torch.bfloat16))
+    experts = layer.experts().to("cuda")
+    expected = experts_mlp(x, experts, index, weights)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = experts_mlp(x, experts, index, weights)
+    for _ in range(20):
+        out.zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(out, expected)
