@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from moe_kernels.dispatch import expect
-from moe_kernels.nvfp4 import NVFP4, decode_e2m1
+from moe_kernels.nvfp4 import NVFP4
 
 GROUP = 16  # columns that share a scale
 
@@ -48,23 +48,25 @@ def repack(weight: NVFP4, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     return words.flatten(-2).contiguous(), scales  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def unpack(words: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """The inverse of `repack`, decoded: (..., N, K) without the global scale, exact in float32 and bfloat16."""
-    shifts = torch.arange(0, 32, 4, device=words.device).view(2, 2, 2)  # (b, i, h)
-    codes = (words[..., None, None, None] >> shifts) & 0xF  # (..., columns/8, b, i, h)
-    codes = codes.unflatten(-4, (-1, 4)).movedim((-5, -4, -3, -2, -1), (-5, -2, -1, -4, -3)).flatten(-5)
+def restore(words: Tensor, scales: Tensor, factor: Tensor) -> NVFP4:
+    """The inverse of `repack`: the weight (..., N, K) as on disk, but with signs of scales in the codes and `factor` for its global scale."""
+    shifts = torch.arange(0, 16, 4, device=words.device).view(2, 2, 1)  # (i, h, 1): codes of a byte are 16 bits apart
+    quads = words.unflatten(-1, (-1, 1, 1, 4))  # (..., s, 1, 1, t)
+    packed = (quads >> shifts & 0xF | (quads >> shifts + 16 & 0xF) << 4).to(torch.uint8).flatten(-4)
     stored = scales.view(torch.uint8)
-    exponent, mantissa = (stored >> 3).to(dtype), (stored & 7).to(dtype)
-    scale = torch.where(stored == 0, 0.0, torch.exp2(exponent - 10) * (1 + mantissa / 8))
-    values = (decode_e2m1(codes).to(dtype).unflatten(-1, (-1, GROUP)) * scale[..., None]).flatten(-2)
-    return (
-        values.transpose(-3, -2).flatten(-2).flatten(-3, -2)
-    )  # (..., N/rows, K/columns, rows, columns) -> (..., N, K)
+    value = torch.exp2((stored >> 3).float() - 10) * (1 + (stored & 7) / 8)
+    exact = torch.where(stored == 0, 0.0, value).to(torch.float8_e4m3fn).view(torch.uint8)
+    return NVFP4(unblock(packed), unblock(exact).view(torch.float8_e4m3fn), factor, "modelopt")
 
 
 def blocks(cells: Tensor, rows: int, columns: int) -> Tensor:
     """(..., N, C) -> (..., N/rows, C/columns, rows, columns)."""
     return cells.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows)).transpose(-3, -2)
+
+
+def unblock(cells: Tensor) -> Tensor:
+    """The inverse of `blocks`."""
+    return cells.transpose(-3, -2).flatten(-2).flatten(-3, -2)
 
 
 def _widen(scales: Tensor) -> tuple[Tensor, Tensor]:

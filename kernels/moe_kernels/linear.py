@@ -15,7 +15,7 @@ from moe_kernels import dispatch
 from moe_kernels._nvfp4_dot import UNDO, block_dot
 from moe_kernels.aot import Case
 from moe_kernels.dispatch import expect, launches
-from moe_kernels.layout import block_of, repack, unpack
+from moe_kernels.layout import block_of, repack, restore
 from moe_kernels.nvfp4 import NVFP4
 
 
@@ -56,7 +56,7 @@ class NVFP4Linear:
 
     def decode(self, dtype: torch.dtype) -> Tensor:
         """The weight (N, K), computed in float32 and rounded to `dtype`."""
-        return (unpack(self.words, self.scales, torch.float32) * self.scale).to(dtype)
+        return restore(self.words, self.scales, self.scale).dequantize(dtype)
 
 
 def nvfp4_linear(x: Tensor, weight: NVFP4Linear) -> Tensor:

@@ -18,7 +18,7 @@ from moe_kernels import dispatch
 from moe_kernels._moe import down_kernel, gate_up_kernel
 from moe_kernels.aot import Case
 from moe_kernels.dispatch import expect, launches
-from moe_kernels.layout import block_of, repack, unpack
+from moe_kernels.layout import block_of, repack, restore
 from moe_kernels.nvfp4 import NVFP4
 from moe_kernels.routing import max_tiles, sort_by_expert, sort_by_expert_torch
 
@@ -88,21 +88,15 @@ class Experts:
 
     def decode(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Weights as transformers holds them: gate_up (E, 2I, H), gate before up, and down (E, H, I)."""
-        gate = _scaled(self.gate_up[:, :, :, 0], self.gate_up_scales[:, :, :, 0], self.gate_scale, dtype)
-        up = _scaled(self.gate_up[:, :, :, 1], self.gate_up_scales[:, :, :, 1], self.up_scale, dtype)
-        return torch.cat([gate, up], dim=1), _scaled(self.down, self.down_scales, self.down_scale, dtype)
+        gate = _decoded(self.gate_up[:, :, :, 0], self.gate_up_scales[:, :, :, 0], self.gate_scale, dtype)
+        up = _decoded(self.gate_up[:, :, :, 1], self.gate_up_scales[:, :, :, 1], self.up_scale, dtype)
+        return torch.cat([gate, up], dim=1), _decoded(self.down, self.down_scales, self.down_scale, dtype)
 
 
-def _scaled(words: Tensor, scales: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    made = torch.empty(words.shape[0], *_matrix(words), dtype=dtype, device=words.device)
-    for at, out in enumerate(made):  # one expert at a time bounds the memory
-        out.copy_(unpack(words[at], scales[at], torch.float32) * factor[at])
-    return made
-
-
-def _matrix(blocks: Tensor) -> tuple[int, int]:
-    _, down, across, rows, words = blocks.shape
-    return down * rows, across * words * 8
+def _decoded(words: Tensor, scales: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
+    tensors = (words, scales, factors)
+    parts = zip(*(tensor.split(16) for tensor in tensors), strict=True)  # some experts at a time bound the memory
+    return torch.cat([restore(*part).dequantize(dtype) for part in parts])
 
 
 def check_experts(gate: NVFP4, up: NVFP4, down: NVFP4) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ from moe_kernels import dispatch
 from moe_kernels._moe_fp4 import down_fp4_kernel, gate_up_fp4_kernel, quantize_rows_kernel
 from moe_kernels.aot import Case
 from moe_kernels.dispatch import expect, launches
-from moe_kernels.layout import block_of, blocks
+from moe_kernels.layout import block_of, blocks, unblock
 from moe_kernels.moe import check_experts, check_placed, check_tokens, constants, down_and_combine, rows_per_tile
 from moe_kernels.nvfp4 import NVFP4, quantize
 from moe_kernels.routing import max_tiles, sort_by_expert, sort_by_expert_torch
@@ -91,17 +91,13 @@ class FP4Experts:
             (self.gate_scale, self.up_scale, self.down_scale),
             strict=True,
         )
-        joined = ((_whole(packed), _whole(scales.view(torch.uint8)), scale) for packed, scales, scale in weights)
+        joined = ((unblock(packed), unblock(scales.view(torch.uint8)), scale) for packed, scales, scale in weights)
         gate, up, down = (NVFP4(p, s.view(torch.float8_e4m3fn), scale, "modelopt") for p, s, scale in joined)
         return gate, up, down
 
 
 def _bytes(weight: NVFP4) -> Tensor:
     return weight.scales.view(torch.uint8)
-
-
-def _whole(cut: Tensor) -> Tensor:
-    return cut.transpose(-3, -2).flatten(-2).flatten(-3, -2).contiguous()
 
 
 def fp4_experts_mlp(x: Tensor, experts: FP4Experts, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_kernels.dispatch import KernelUnsupported
-from moe_kernels.layout import block_of, repack, unpack
+from moe_kernels.layout import block_of, repack, restore
 from moe_kernels.nvfp4 import NVFP4, quantize
 
 
@@ -28,18 +28,19 @@ def every_scale_and_code() -> NVFP4:
     seed=st.integers(0, 2**31),
     block=st.sampled_from([32, 64]),
 )
-def test_unpacking_gives_back_the_weight(n: int, k: int, seed: int, block: int):
+def test_restoring_gives_back_the_weight_bit_for_bit(n: int, k: int, seed: int, block: int):
     weight = quantize(torch.randn(2, n, k, generator=torch.Generator().manual_seed(seed)), "modelopt")
     words, scales = repack(weight, 32, block if k % block == 0 else 32)
-    plain = NVFP4(weight.packed, weight.scales, torch.ones(()), "modelopt")
-    assert torch.equal(unpack(words, scales, torch.float32), plain.dequantize(torch.float32))
+    back = restore(words, scales, weight.global_scale)
+    assert torch.equal(back.packed, weight.packed)
+    assert torch.equal(back.scales.view(torch.uint8), weight.scales.view(torch.uint8))
 
 
 def test_every_finite_scale_and_code_survives_exactly():
     weight = every_scale_and_code()
     words, scales = repack(weight, 16, 32)
     for dtype in (torch.float32, torch.bfloat16):
-        assert torch.equal(unpack(words, scales, dtype), weight.dequantize(dtype))
+        assert torch.equal(restore(words, scales, weight.global_scale).dequantize(dtype), weight.dequantize(dtype))
 
 
 def test_a_lane_finds_its_eight_codes_in_one_word():

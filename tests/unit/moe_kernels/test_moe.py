@@ -131,6 +131,15 @@ def test_a_token_gets_the_same_bits_whatever_shares_its_batch(op):
 
 
 @interpreted
+def test_gates_far_from_zero_saturate_quietly():
+    layer = Layer(2, 32, 32)
+    x, index, weights = layer.tokens(8, 1)
+    assert_close(
+        experts_mlp_triton(1e3 * x, layer.experts(), index, weights), layer.exact(1e3 * x, index, weights), **EXACT
+    )
+
+
+@interpreted
 def test_a_long_prefill_fills_the_largest_tiles():
     layer = Layer(1, 32, 32)
     x, index, weights = layer.tokens(150, 1)
