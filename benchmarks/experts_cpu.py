@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks._harness import environment
 from benchmarks._rivals import transformers_experts
+from demo_models.train import keep_freed_memory
 from moe_kernels.moe import Experts, experts_mlp
 from moe_kernels.nvfp4 import quantize
 
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    keep_freed_memory()  # or one way's large blocks make glibc give memory back that the next then faults in again
     with torch.inference_mode():
         found = {name: measure(shape, options.repeats, options.seed) for name, shape in SHAPES.items()}
     report = {**environment(options.seed), "threads": torch.get_num_threads(), "shapes": found}

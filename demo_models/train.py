@@ -151,7 +151,7 @@ def train(name: str, steps: int, seed: int, threads: int, evaluate: int) -> None
     """Train, resuming from the last checkpoint of the same run, then evaluate and write the model to the store."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    _keep_freed_memory()
+    keep_freed_memory()
     torch.manual_seed(seed)
     model, loss_of = (configs.new_draft(), draft_loss) if name == "draft" else (configs.new_refine(), refine_loss)
     if name == "draft":
@@ -267,7 +267,7 @@ def _ship(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerFast, run: 
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc to reuse large blocks instead of mapping fresh ones each step: page faults cost a third of the time."""
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -50,10 +50,11 @@ def repack(weight: NVFP4, rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 def restore(words: Tensor, scales: Tensor, factor: Tensor) -> NVFP4:
     """The inverse of `repack`: the weight (..., N, K) as on disk, but with signs of scales in the codes and `factor` for its global scale."""
-    shifts = torch.arange(0, 16, 4, device=words.device).view(2, 2, 1)  # (i, h, 1): codes of a byte are 16 bits apart
-    quads = words.unflatten(-1, (-1, 1, 1, 4))  # (..., s, 1, 1, t)
-    packed = (quads >> shifts & 0xF | (quads >> shifts + 16 & 0xF) << 4).to(torch.uint8).flatten(-4)
-    stored = scales.view(torch.uint8)
+    cells = words.contiguous().view(torch.uint8).unflatten(-1, (-1, 4, 2, 2))  # (..., s, t, b, i), both h in one byte
+    first, second = cells.unbind(-2)
+    pairs = torch.stack([first & 0xF | second << 4, first >> 4 | second & 0xF0], dim=-1)  # (..., s, t, i, h)
+    packed = pairs.movedim(-3, -1).flatten(-4)
+    stored = scales.contiguous().view(torch.uint8)
     value = torch.exp2((stored >> 3).float() - 10) * (1 + (stored & 7) / 8)
     exact = torch.where(stored == 0, 0.0, value).to(torch.float8_e4m3fn).view(torch.uint8)
     return NVFP4(unblock(packed), unblock(exact).view(torch.float8_e4m3fn), factor, "modelopt")
