@@ -288,9 +288,6 @@ def main() -> None:
     parser.add_argument(
         "--evaluate", type=int, default=1000, help="conversations of each split in the final evaluation"
     )
-    parser.add_argument(
-        "--start", type=Path, help="folder with weights and tokenizer to go on from, instead of nothing"
-    )
     options = parser.parse_args()
     train(options.model, options.steps, options.seed, options.threads, options.evaluate)
 
