@@ -32,6 +32,13 @@ class Case(NamedTuple):
     chips: tuple[int, ...] = tuple(CHIPS)
     aligned: tuple[str, ...] = ()  # parameters known to be multiples of 16; pointers always are
 
+    @staticmethod
+    def of(name: str, kernel: Any, types: str, constexprs: Mapping[str, Any], **options: Any) -> "Case":
+        """A case whose `types` name, in order and space between, the parameters that are no constexprs."""
+        others = [parameter for parameter in kernel.arg_names if parameter not in constexprs]
+        signature = dict(zip(others, types.split(), strict=True)) | dict.fromkeys(constexprs, "constexpr")
+        return Case(name, kernel, signature, constexprs, **options)
+
 
 class Compiled(NamedTuple):
     """What came out: registers a thread, bytes spilled a thread, bytes of shared memory a block, matrix instructions."""

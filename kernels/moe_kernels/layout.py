@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 from moe_kernels.dispatch import expect
-from moe_kernels.nvfp4 import NVFP4
-
-GROUP = 16  # columns that share a scale
+from moe_kernels.nvfp4 import BLOCK, NVFP4
 
 
 def block_of(size: int, largest: int, smallest: int, op: str) -> int:
@@ -38,13 +36,13 @@ def repack(weight: NVFP4, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     stored, negative = _widen(weight.scales)
     flips = torch.where(negative, 0x88, 0x00).to(torch.uint8)
     keeps = torch.where(stored == 0, 0x00, 0xFF).to(torch.uint8)
-    packed = weight.packed.unflatten(-1, (-1, GROUP // 2))
+    packed = weight.packed.unflatten(-1, (-1, BLOCK // 2))
     packed = ((packed ^ flips[..., None]) & keeps[..., None]).flatten(-2)
     # A byte on disk is columns (2 t, 2 t + 1) of one (s, i, h); a word is four of them, their low nibbles in its low half.
     quads = blocks(packed, rows, columns // 2).unflatten(-1, (-1, 2, 2, 4)).to(torch.int32)
     low, high = quads & 0xF, quads >> 4
     words = sum(((low | high << 16) << 4 * at)[..., at // 2, at % 2, :] for at in range(4))
-    scales = blocks(stored, rows, columns // GROUP).contiguous().view(torch.int16)
+    scales = blocks(stored, rows, columns // BLOCK).contiguous().view(torch.int16)
     return words.flatten(-2).contiguous(), scales  # pyright: ignore[reportAttributeAccessIssue]
 
 

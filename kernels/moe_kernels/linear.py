@@ -151,9 +151,6 @@ def kernels_to_compile() -> list[Case]:
         for tokens in (64, 128, 256, 1024):  # one of each BM
             options = _options(tokens)
             constexprs = _constants(n, k, 64, bk, True) | {"BM": options.pop("BM")}
-            names = [name for name in linear_kernel.arg_names if name not in constexprs]
-            signature = dict(zip(names, ["*bf16", "*i32", "*i16", "*fp32", "*bf16", "i32"], strict=True))
-            signature |= dict.fromkeys(constexprs, "constexpr")
             name = f"linear {n}x{k} T={tokens}"
-            made.append(Case(name, linear_kernel, signature, constexprs, **options))
+            made.append(Case.of(name, linear_kernel, "*bf16 *i32 *i16 *fp32 *bf16 i32", constexprs, **options))
     return made

@@ -6,8 +6,8 @@ bfloat16 with float32 sums. Bytes read at T = 256 tokens, K = 8 of E = 128 exper
 100 us at 4.3 TB/s; real arithmetic 6 T K H I = 24 GFLOP. Elsewhere the torch twin.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 import triton
@@ -24,13 +24,11 @@ from moe_kernels.routing import max_tiles, sort_by_expert, sort_by_expert_torch
 
 
 @dataclass(frozen=True)
-class Experts:
-    """One layer's experts, repacked for streaming. Make them with `from_nvfp4` or `from_dense`.
+class PackedExperts:
+    """What every form of one layer's packed experts has; I and H are inner and hidden features.
 
-    With I inner and H hidden features and blocks of BN rows and BK columns (`layout.repack`): gate_up
-    (E, I/BN, H/BK, 2, BN, BK/8) int32 and gate_up_scales (..., BK/32) int16, gate before up; down (E, H/BN, I/BK, BN, BK/8)
-    int32 and down_scales; gate_scale, up_scale and down_scale (E,) float32, each weight's own global scale, as a factor; dense:
-    the decoded weights (E, 2I, H) and (E, H, I) for the torch twin, if they are kept.
+    gate_up, down: blocks (E, down, across, ..., rows, columns); gate_up_scales, down_scales: theirs; gate_scale, up_scale and down_scale
+    (E,) float32, each weight's own global scale, as a factor.
     """
 
     gate_up: Tensor
@@ -40,7 +38,6 @@ class Experts:
     gate_scale: Tensor
     up_scale: Tensor
     down_scale: Tensor
-    dense: tuple[Tensor, Tensor] | None = None
 
     @property
     def count(self) -> int:
@@ -51,6 +48,22 @@ class Experts:
     def hidden(self) -> int:
         """H."""
         return self.down.shape[1] * self.down.shape[3]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same experts on another device, without decoded weights."""
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(PackedExperts)))
+
+
+@dataclass(frozen=True)
+class Experts(PackedExperts):
+    """One layer's experts, repacked for streaming. Make them with `from_nvfp4`.
+
+    With blocks of BN rows and BK columns (`layout.repack`): gate_up (E, I/BN, H/BK, 2, BN, BK/8) int32 and gate_up_scales (..., BK/32)
+    int16, gate before up; down (E, H/BN, I/BK, BN, BK/8) int32 and down_scales; dense: the decoded weights (E, 2I, H) and (E, H, I)
+    for the torch twin, if they are kept.
+    """
+
+    dense: tuple[Tensor, Tensor] | None = None
 
     @property
     def inner(self) -> int:
@@ -81,10 +94,6 @@ class Experts:
         gate_scale, up_scale, down_scale = (w.factor().expand(count).contiguous() for w in (gate, up, down))
         made = Experts(gate_up, gate_up_scales, down_words, down_scales, gate_scale, up_scale, down_scale)
         return made if keep is None else replace(made, dense=made.decode(keep))
-
-    def to(self, device: torch.device | str) -> "Experts":
-        """The same experts on another device, without decoded weights."""
-        return Experts(*(value.to(device) for name, value in vars(self).items() if name != "dense"))
 
     def decode(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Weights as transformers holds them: gate_up (E, 2I, H), gate before up, and down (E, H, I)."""
@@ -199,12 +208,12 @@ def experts_mlp_triton(x: Tensor, experts: Experts, top_k_index: Tensor, top_k_w
     fixed = constants(experts.count, hidden, experts.inner, top_k) | _options(rows) | {"NATIVE": x.is_cuda}
     gate_up_kernel[(n_gate, tiles)](
         x, experts.gate_up, experts.gate_up_scales, experts.gate_scale, experts.up_scale, order, offsets, inner,
-        arrivals, arrivals.numel(), **fixed, **_blocks(bn_gate, 8 * words_gate),
+        arrivals, arrivals.numel(), **fixed, **block_size(bn_gate, 8 * words_gate),
     )  # fmt: skip
     weights = top_k_weights.float().contiguous()
     down_kernel[(n_down, tiles)](
         inner, experts.down, experts.down_scales, experts.down_scale, order, offsets, weights, partial, arrivals, out,
-        tokens, **fixed, **_blocks(bn_down, 8 * words_down),
+        tokens, **fixed, **block_size(bn_down, 8 * words_down),
     )  # fmt: skip
     return out
 
@@ -218,7 +227,8 @@ def _options(rows: int) -> dict[str, Any]:
     return {"BM": rows, "num_warps": 4 if rows <= 64 else 8, "num_stages": 4 if rows <= 32 else 3}
 
 
-def _blocks(rows: int, columns: int) -> dict[str, Any]:
+def block_size(rows: int, columns: int) -> dict[str, Any]:
+    """BN and BK."""
     return {"BN": rows, "BK": columns}
 
 
@@ -229,12 +239,8 @@ def kernels_to_compile() -> list[Case]:
         options = _options(rows_per_tile(tokens * 8, 128))
         fixed = constants(128, 2816, 704, 8) | {"BM": options.pop("BM"), "NATIVE": True}
         for kernel, blocks, types in (
-            (gate_up_kernel, _blocks(64, 128), "*bf16 *i32 *i16 *fp32 *fp32 *i32 *i32 *bf16 *i32 i32"),
-            (down_kernel, _blocks(128, 64), "*bf16 *i32 *i16 *fp32 *i32 *i32 *fp32 *bf16 *i32 *bf16 i32"),
+            (gate_up_kernel, block_size(64, 128), "*bf16 *i32 *i16 *fp32 *fp32 *i32 *i32 *bf16 *i32 i32"),
+            (down_kernel, block_size(128, 64), "*bf16 *i32 *i16 *fp32 *i32 *i32 *fp32 *bf16 *i32 *bf16 i32"),
         ):
-            constexprs = fixed | blocks
-            names = [name for name in kernel.arg_names if name not in constexprs]
-            signature = dict(zip(names, types.split(), strict=True)) | dict.fromkeys(constexprs, "constexpr")
-            name = f"{kernel.__name__} T={tokens}"
-            made.append(Case(name, kernel, signature, constexprs, **options))
+            made.append(Case.of(f"{kernel.__name__} T={tokens}", kernel, types, fixed | blocks, **options))
     return made

@@ -2,8 +2,9 @@
 
 The formula of `moe.experts_mlp`, with x and the inner activation each rounded to NVFP4 row by row. Costs four launches (`_moe_fp4.py`):
 quantise x, gate and up, quantise the inner activation, down. Weights keep the order of their bytes on disk, cut into blocks.
-Nothing picks it by itself: it rounds activations, so whoever serves must choose it. It pays where arithmetic is the limit, from about 1,024 tokens;
-at 256 both forms wait for the same 428 MB of weights, and `moe.experts_mlp` rounds nothing but results. Input scales that checkpoints carry are not used: each row has its own.
+Nothing picks it by itself: it rounds activations, so whoever serves must choose it. It pays where arithmetic is the limit, from about
+1,024 tokens; at 256 both forms wait for the same 428 MB of weights, and `moe.experts_mlp` rounds nothing but results. Input scales that
+checkpoints carry are not used: each row has its own.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,16 @@ from moe_kernels._moe_fp4 import down_fp4_kernel, gate_up_fp4_kernel, quantize_r
 from moe_kernels.aot import Case
 from moe_kernels.dispatch import expect, launches
 from moe_kernels.layout import block_of, blocks, unblock
-from moe_kernels.moe import check_experts, check_placed, check_tokens, constants, down_and_combine, rows_per_tile
+from moe_kernels.moe import (
+    PackedExperts,
+    block_size,
+    check_experts,
+    check_placed,
+    check_tokens,
+    constants,
+    down_and_combine,
+    rows_per_tile,
+)
 from moe_kernels.nvfp4 import NVFP4, quantize
 from moe_kernels.routing import max_tiles, sort_by_expert, sort_by_expert_torch
 
@@ -26,30 +36,12 @@ ROWS = 64  # of gate and of up in a block: together the 128 that a matrix instru
 
 
 @dataclass(frozen=True)
-class FP4Experts:
+class FP4Experts(PackedExperts):
     """One layer's experts as `tl.dot_scaled` takes them. Make them with `from_nvfp4`.
 
     gate_up (E, I/64, H/BK, 128, BK/2) uint8, 64 rows of gate above 64 of up, and gate_up_scales (..., BK/16) float8_e4m3fn;
-    down (E, H/BN, I/BK, BN, BK/2) uint8 and down_scales; gate_scale, up_scale and down_scale (E,) float32.
+    down (E, H/BN, I/BK, BN, BK/2) uint8 and down_scales.
     """
-
-    gate_up: Tensor
-    gate_up_scales: Tensor
-    down: Tensor
-    down_scales: Tensor
-    gate_scale: Tensor
-    up_scale: Tensor
-    down_scale: Tensor
-
-    @property
-    def count(self) -> int:
-        """E."""
-        return self.gate_up.shape[0]
-
-    @property
-    def hidden(self) -> int:
-        """H."""
-        return self.down.shape[1] * self.down.shape[3]
 
     @property
     def inner(self) -> int:
@@ -78,10 +70,6 @@ class FP4Experts:
             blocks(_bytes(down), 128, high // 16).contiguous().view(torch.float8_e4m3fn),
             *(weight.factor().expand(count).contiguous() for weight in (gate, up, down)),
         )
-
-    def to(self, device: torch.device | str) -> "FP4Experts":
-        """The same experts on another device."""
-        return FP4Experts(*(tensor.to(device) for tensor in vars(self).values()))
 
     def nvfp4(self) -> tuple[NVFP4, NVFP4, NVFP4]:
         """Gate, up and down as they were, the global scales as factors."""
@@ -172,22 +160,18 @@ def fp4_experts_mlp_triton(x: Tensor, experts: FP4Experts, top_k_index: Tensor, 
     gate_up_fp4_kernel[(n_gate, tiles)](
         *quantize_rows_triton(x), experts.gate_up, experts.gate_up_scales, experts.gate_scale,
         experts.up_scale, order, offsets, inner, arrivals, arrivals.numel(),
-        **fixed, **_blocks(ROWS, bk_gate),
+        **fixed, **block_size(ROWS, bk_gate),
     )  # fmt: skip
     down_fp4_kernel[(n_down, tiles)](
         *quantize_rows_triton(inner), experts.down, experts.down_scales, experts.down_scale, order, offsets,
         top_k_weights.float().contiguous(), partial, arrivals, out, tokens,
-        **fixed, **_blocks(128, bk_down),
+        **fixed, **block_size(128, bk_down),
     )  # fmt: skip
     return out
 
 
 def _columns(count: int) -> dict[str, Any]:
     return {"K": count, "COLUMNS": 1 << (count - 1).bit_length()}
-
-
-def _blocks(rows: int, columns: int) -> dict[str, Any]:
-    return {"BN": rows, "BK": columns}
 
 
 def _options(slots: int, experts: int) -> dict[str, Any]:
@@ -198,17 +182,10 @@ def _options(slots: int, experts: int) -> dict[str, Any]:
 def kernels_to_compile() -> list[Case]:
     """All launches at the shape of DiffusionGemma 26B-A4B, at every BM."""
     made = [
-        Case(
+        Case.of(
             f"quantize_rows_kernel K={columns}",
             quantize_rows_kernel,
-            {
-                "x": "*bf16",
-                "packed": "*u8",
-                "scales": "*u8",
-                "factors": "*fp32",
-                "K": "constexpr",
-                "COLUMNS": "constexpr",
-            },
+            "*bf16 *u8 *u8 *fp32",
             _columns(columns),
             chips=dispatch.FP4_CHIPS,
         )
@@ -216,22 +193,12 @@ def kernels_to_compile() -> list[Case]:
     ]
     for tokens in (64, 256, 512, 1024):  # one of each BM
         options = _options(tokens * 8, 128)
+        rows = options.pop("BM")
         for kernel, block, types in (
             (gate_up_fp4_kernel, (ROWS, 128), "*u8 *fp8e4nv *fp32 *u8 *fp8e4nv *fp32 *fp32 *i32 *i32 *bf16 *i32 i32"),
             (down_fp4_kernel, (128, 64), "*u8 *fp8e4nv *fp32 *u8 *fp8e4nv *fp32 *i32 *i32 *fp32 *bf16 *i32 *bf16 i32"),
         ):
-            constexprs = constants(128, 2816, 704, 8) | {
-                "BM": options["BM"],
-                "BN": block[0],
-                "BK": block[1],
-                "NATIVE": True,
-            }
-            names = [name for name in kernel.arg_names if name not in constexprs]
-            signature = dict(zip(names, types.split(), strict=True)) | dict.fromkeys(constexprs, "constexpr")
+            fixed = constants(128, 2816, 704, 8) | block_size(*block) | {"BM": rows, "NATIVE": True}
             name = f"{kernel.__name__} T={tokens}"
-            made.append(
-                Case(
-                    name, kernel, signature, constexprs, options["num_warps"], options["num_stages"], dispatch.FP4_CHIPS
-                )
-            )
+            made.append(Case.of(name, kernel, types, fixed, chips=dispatch.FP4_CHIPS, **options))
     return made
