@@ -39,7 +39,8 @@ def measure(shape: tuple[int, int, int, int, int], repeats: int, seed: int) -> d
     x = torch.randn(tokens, hidden, generator=rng)
     index = torch.rand(tokens, count, generator=rng).argsort(dim=1)[:, :top_k]
     routed = torch.rand(tokens, top_k, generator=rng)
-    eager, grouped = (transformers_experts(*experts.dense, name) for name in ("eager", "grouped_mm"))
+    dense = [weight.contiguous() for weight in experts.dense]  # as transformers loads them
+    eager, grouped = (transformers_experts(*dense, name) for name in ("eager", "grouped_mm"))
     ways: dict[str, Callable[[], Tensor]] = {
         "transformers eager": lambda: eager(x, index, routed),
         "transformers grouped_mm": lambda: grouped(x, index, routed),

@@ -51,17 +51,18 @@ def after_attention_kernel(
     tl.store(router + offset + column, y * root, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["scalar_stride"])
 def after_experts_kernel(
     residual, mlp, experts, post_mlp, post_experts, post, next_weight, layer_scalar, hidden, normed, width, eps,
-    BLOCK: tl.constexpr,
+    scalar_stride, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    column, offset = tl.arange(0, BLOCK), tl.program_id(0).to(tl.int64) * width
+    row = tl.program_id(0)
+    column, offset = tl.arange(0, BLOCK), row.to(tl.int64) * width
     y = _norm(_row(mlp, offset, column, width), post_mlp, column, width, eps, hidden)
     y += _norm(_row(experts, offset, column, width), post_experts, column, width, eps, hidden)
     y = _norm(_rounded(y, hidden), post, column, width, eps, hidden)
     y = _rounded(_row(residual, offset, column, width) + y, hidden)
-    y = _rounded(y * tl.load(layer_scalar).to(tl.float32), hidden)
+    y = _rounded(y * tl.load(layer_scalar + row * scalar_stride).to(tl.float32), hidden)
     tl.store(hidden + offset + column, y, mask=column < width)
     tl.store(normed + offset + column, _norm(y, next_weight, column, width, eps, normed), mask=column < width)
 

@@ -52,11 +52,10 @@ class Compiled(NamedTuple):
 
 def cases() -> list[Case]:
     """Every kernel of the package at the true shapes."""
-    from moe_kernels import denoise_head, linear, moe, moe_fp4, norms, routing
+    from moe_kernels import attention, denoise_head, linear, moe, moe_fp4, norms, random_tokens, routing
 
-    return [
-        case for module in (routing, moe, moe_fp4, linear, denoise_head, norms) for case in module.kernels_to_compile()
-    ]
+    modules = (routing, moe, moe_fp4, linear, denoise_head, norms, attention, random_tokens)
+    return [case for module in modules for case in module.kernels_to_compile()]
 
 
 def compile_case(case: Case, chip: int) -> Compiled:

@@ -13,10 +13,11 @@ device. Noise is `rng.gumbel` at (seed, position, step): of group g index g of s
 token v index v of stream `TOKENS`.
 
 **What is skipped**: a group that holds less than skip / T of a row's probability, T the number of groups, adds nothing
-to its soft embedding (the kernels still add it if the sample fell into it). So soft is that of a distribution p' with p - p' >= 0 and sum(p - p') <= skip, no further than
-skip * max_v |E_v| from the exact one; nothing else is approximated. Each row decides for itself: what is computed
-because a neighbour needs it is multiplied by zero. With fixed block shapes and sums in a fixed order (no atomics) a
-row's results don't depend on the rest of the batch in any bit.
+to its soft embedding (the kernels still add it if the sample fell into it). So soft is that of a distribution p' with
+p - p' >= 0 and sum(p - p') <= skip, no further than skip * max_v |E_v| from the exact one; nothing else is
+approximated. Each row decides for itself: what is computed because a neighbour needs it is multiplied by zero. With
+fixed block shapes and sums in a fixed order (no atomics) a row's results don't depend on the rest of the batch in any
+bit.
 
 **Cost** at R = 256, H = 2816, V = 262,144 in bfloat16 on an H200 (4.3 TB/s, 790 TFLOP/s): the first pass reads E once,
 1.48 GB or 0.34 ms, and multiplies for 0.378 TFLOP or 0.48 ms, so it is bound by the matrix units. The second costs, for
@@ -57,7 +58,8 @@ _BLOCK_ROWS = 128
 _SPLITS = 6  # 2 row blocks x 22 blocks of H x 6 = 264 programs of `mix`, two for each SM of an H200
 _ROUNDS = 8
 _OPTIONS: dict[str, Any] = {"num_warps": 8, "num_stages": 3}
-_MIN_EXP = -128.0  # below it float32 exp is 0 exactly; finite, so that 0 * _MIN_EXP is 0
+_COLDEST = 2.0**-64  # in place of temperature 0; what follows of it for all but the argmax is not used
+_NOTHING = -1e30  # a forbidden token's logit: far below all others, but finite, so that differences and 0 * it are
 
 
 class DenoiseHead(NamedTuple):
@@ -144,25 +146,25 @@ def denoise_head_torch(
     only be judged too large, never too small, and `skip` holds.
     """
     _check(hidden, embedding, softcap, temperature, seed, step, position, allowed, fixed, skip)
-    (rows, width), vocab = hidden.shape, embedding.shape[0]
+    rows, vocab = len(hidden), len(embedding)
     padded = rows + -rows % _CPU_ROWS
-    run = _Running.start(padded, width, hidden.device)
-    x_all = _pad(hidden.float(), padded)
-    scale = _pad(1 / torch.where(temperature > 0, temperature, 1), padded)
-    keys = torch.stack([_pad(key.long(), padded) for key in (seed, position, step)])
+    scale = (softcap or 1) / temperature.clamp(min=_COLDEST)
+    x_all = hidden.float() / softcap if softcap else hidden.float() * scale[:, None]
+    x_all, scale = _pad(x_all, padded), _pad(scale[:, None], padded)
+    by_row = (x_all, scale, *(_pad(key, padded) for key in (seed, position, step)))
+    blocks = [_Block(x, scale, key) for x, scale, *key in zip(*(x.split(_CPU_ROWS) for x in by_row), strict=True)]
     floor = _log_share(skip, vocab)
     for first in range(0, vocab, _CPU_TOKENS):
         part = embedding[first : first + _CPU_TOKENS].float()
-        for begin in range(0, rows, _CPU_ROWS):
-            block = slice(begin, begin + _CPU_ROWS)
-            x = x_all[block] @ part.T
+        for i, block in enumerate(blocks):
+            x = block.x @ part.T
             if softcap:
-                x.div_(softcap).tanh_().mul_(softcap)
-            x.mul_(scale[block, None])
+                x.tanh_().mul_(block.scale)
             if allowed is not None:
-                x[: rows - begin].masked_fill_(_forbidden(allowed[block], first, len(part)), -torch.inf)
-            run.add(block, x, part, first, keys[:, block], floor)
-    return run.result(rows, embedding, temperature, fixed)
+                own = allowed[i * _CPU_ROWS : (i + 1) * _CPU_ROWS]
+                x[: len(own)].masked_fill_(_forbidden(own, first, len(part)), _NOTHING)
+            block.add(x, part, first, floor)
+    return _result(blocks, embedding, temperature, fixed)
 
 
 def _log_share(skip: float, vocab: int) -> float:
@@ -215,95 +217,105 @@ def _pad(rows: Tensor, count: int) -> Tensor:
 
 def _forbidden(allowed: Tensor, first: int, count: int) -> Tensor:
     words = allowed[:, first // 32 : (first + count + 31) // 32, None]
-    return ((words >> torch.arange(32, device=allowed.device)) & 1).flatten(1)[:, :count] == 0
+    bits = 1 << torch.arange(32, dtype=torch.int32, device=allowed.device)
+    return (words & bits).flatten(1)[:, :count] == 0
 
 
-class _Running(NamedTuple):
-    """What is known of every row after a part of the vocabulary; soft and entropy are of the distribution over it."""
+class _Block:
+    """What is known of `_CPU_ROWS` rows after a part of the vocabulary.
 
-    log_z: Tensor
-    entropy: Tensor
-    peak: Tensor
-    argmax: Tensor
-    score: Tensor  # log-mass plus noise of the group that is the sample's so far
-    sample: Tensor
-    sampled: Tensor  # the sample's logit
-    soft: Tensor  # float32
+    Attributes:
+        x: hidden states, divided by what comes before tanh, or by the temperature where there is no softcap.
+        scale: (B, 1), what comes after tanh.
+        key: each row's seed, position and step.
+        log_z, entropy, soft: of the distribution over what was seen; soft is float32.
+        peak, argmax: the largest logit and its token.
+        score: log-mass plus noise of the group that is the sample's.
+        sample, sampled: the sample and its logit.
+    """
 
-    @staticmethod
-    def start(rows: int, width: int, device: torch.device) -> "_Running":
-        log_z, peak, score, sampled = torch.full((4, rows), -torch.inf, device=device)
-        argmax, sample = torch.full((2, rows), -1, device=device)
-        entropy, soft = torch.zeros(rows, device=device), torch.zeros(rows, width, device=device)
-        return _Running(log_z, entropy, peak, argmax, score, sample, sampled, soft)
+    def __init__(self, x: Tensor, scale: Tensor, key: list[Tensor]) -> None:
+        self.x, self.scale, self.key = x, scale, key
+        self.log_z = self.peak = self.score = self.sampled = x.new_full((len(x),), _NOTHING)
+        self.argmax = self.sample = key[0].new_full((len(x),), -1)
+        self.entropy, self.soft = x.new_zeros(len(x)), torch.zeros_like(x)
 
-    def add(self, block: slice, x: Tensor, part: Tensor, first: int, key: Tensor, floor: float) -> None:
-        """Take in logits x (B, n) of the tokens from `first`, whose embeddings are `part`, for the rows of a block."""
-        log_z, entropy, peak, argmax, score, sample, sampled, soft = (state[block] for state in self)
-        top, at = x.max(dim=1)
-        better = top > peak
-        peak.copy_(torch.where(better, top, peak))
-        argmax.copy_(torch.where(better, at + first, argmax))
+    def add(self, x: Tensor, part: Tensor, first: int, floor: float) -> None:
+        """Take in logits x (B, n) of the tokens from `first`, whose embeddings are `part`."""
+        seed, position, step = self.key
+        if tail := -x.shape[1] % GROUP:
+            x = torch.nn.functional.pad(x, (0, tail), value=_NOTHING)
+        x = x.unflatten(1, (-1, GROUP))
+        top = x.amax(2)
+        centred = x - top[..., None]
+        e = centred.exp()
+        total = e.sum(2)
+        log_total = total.log()
+        mass = top + log_total
+        spread = log_total.sub_(centred.mul_(e).sum(2).div_(total))
 
-        x = torch.nn.functional.pad(x, (0, -x.shape[1] % GROUP), value=-torch.inf).unflatten(1, (-1, GROUP))
-        mass, spread, e = _groups(x)
-        drawn = mass + gumbel(key[0], key[1], key[2], GROUPS, first // GROUP, mass.shape[1])
-        best, group = drawn.max(dim=1)
-        rise = (best > score).nonzero()[:, 0]
-        if len(rise):
-            token, logit = _draw(x[rise, group[rise]], key[:, rise], first + group[rise] * GROUP)
-            score[rise], sample[rise], sampled[rise] = best[rise], token, logit
+        peak, group = top.max(1)
+        higher = peak > self.peak
+        begin, logits = _group_of(x, group, first)
+        self.argmax = torch.where(higher, begin.add_(logits.argmax(1)), self.argmax)
+        self.peak = torch.maximum(peak, self.peak)
+
+        score, group = (mass + gumbel(seed, position, step, GROUPS, first // GROUP, mass.shape[1])).max(1)
+        higher = score > self.score
+        if higher.any():
+            begin, logits = _group_of(x, group, first)
+            drawn = logits + gumbel(seed, position, step, TOKENS, begin, GROUP)
+            column = drawn.argmax(1)
+            self.sample = torch.where(higher, begin.add_(column), self.sample)
+            self.sampled = torch.where(higher, logits.gather(1, column[:, None])[:, 0], self.sampled)
+            self.score = torch.maximum(score, self.score)
 
         # Groups and what came before are parts of one distribution: its entropy follows from theirs.
-        parts = torch.cat([log_z[:, None], mass], 1)
-        total = parts.logsumexp(1)
-        log_q = (parts - total[:, None]).nan_to_num_(nan=_MIN_EXP).clamp_(min=_MIN_EXP)
+        parts = torch.cat([self.log_z[:, None], mass], 1)
+        top = parts.amax(1, keepdim=True)
+        share = (parts - top).exp_()
+        log_z = top.add_(share.sum(1, keepdim=True).log_())
+        log_q = parts.sub_(log_z)
         share = log_q.exp()
-        entropy.copy_((share * (torch.cat([entropy[:, None], spread], 1) - log_q)).sum(1))
-        log_z.copy_(total)
-        soft.mul_(share[:, :1])
+        self.log_z = log_z[:, 0]
+        self.entropy = torch.cat([self.entropy[:, None], spread], 1).sub_(log_q).mul_(share).sum(1)
+        self.soft.mul_(share[:, :1])
         counts = log_q[:, 1:] >= floor
         if counts.any():
-            # e sums to mass / exp(largest logit) in each group, so this spreads the group's share over its tokens.
-            weight = torch.where(counts, share[:, 1:], 0) / e.sum(2).clamp_(min=1)
-            soft.addmm_((e * weight[..., None]).flatten(1)[:, : len(part)], part)
+            # e sums to `total` in each group, so this spreads the group's share over its tokens.
+            weight = share[:, 1:].div(total).mul_(counts)
+            self.soft.addmm_(e.mul_(weight[..., None]).flatten(1)[:, : len(part)], part)
 
-    def result(self, rows: int, embedding: Tensor, temperature: Tensor, fixed: Tensor | None) -> DenoiseHead:
-        """The rows' results, with greedy and fixed rows reduced to their token."""
-        argmax, sample, log_z = self.argmax[:rows], self.sample[:rows], self.log_z[:rows]
-        point = torch.where(temperature > 0, -1, argmax)
-        if fixed is not None:
-            point = torch.where(fixed >= 0, fixed, point)
-            argmax = torch.where(fixed >= 0, fixed, argmax)
-        certain = point >= 0
-        nothing = ~certain & (argmax < 0)
-        known = torch.where(nothing, -torch.inf, 0.0)
-        soft = self.soft[:rows].to(embedding.dtype)
+
+def _group_of(x: Tensor, group: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """One group of each row of logits (B, groups, G) of the tokens from `first`: its first token, and its logits."""
+    begin = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)
+    return group * GROUP + first, x.flatten(0, 1).index_select(0, begin.add_(group))
+
+
+def _result(blocks: list[_Block], embedding: Tensor, temperature: Tensor, fixed: Tensor | None) -> DenoiseHead:
+    """The rows' results, with greedy and fixed rows reduced to their token."""
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(block, name) for block in blocks])[: len(temperature)]
+
+    argmax, sample, log_z = joined("argmax"), joined("sample"), joined("log_z")
+    entropy, soft = joined("entropy").clamp_(min=0), joined("soft").to(embedding.dtype)
+    logprob, argmax_logprob = joined("sampled").sub_(log_z), joined("peak").sub_(log_z)
+    point = torch.where(temperature > 0, -1, argmax)
+    if fixed is not None:
+        point = torch.where(fixed >= 0, fixed, point)
+        argmax = torch.where(fixed >= 0, fixed, argmax)
+    certain = point >= 0
+    decided = certain | (argmax < 0)
+    if decided.any():
+        sample = torch.where(certain, point, sample)
+        soft.masked_fill_(decided[:, None], 0)
         soft[certain] = embedding[point[certain]]
-        return DenoiseHead(
-            argmax,
-            torch.where(certain, point, sample),
-            torch.where(certain | nothing, 0, self.entropy[:rows].clamp_(min=0)),
-            torch.where(certain | nothing, known, self.sampled[:rows] - log_z),
-            torch.where(certain | nothing, known, self.peak[:rows] - log_z),
-            soft,
-        )
-
-
-def _groups(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-mass and entropy of each group of logits (B, groups, G), and exp(x - its largest); empty: -inf, 0 and 0."""
-    top = x.amax(2)
-    x = (x - top.clamp(min=torch.finfo(x.dtype).min)[..., None]).clamp_(min=_MIN_EXP)
-    e = x.exp()
-    total = e.sum(2).clamp_(min=1)  # the largest adds 1; only where nothing is allowed there is none
-    log_total = total.log()
-    return top + log_total, log_total - x.mul_(e).sum(2) / total, e
-
-
-def _draw(x: Tensor, key: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """The sampled token and its logit, of logits (B, G) of the group that begins at `first`."""
-    column = (x + gumbel(key[0], key[1], key[2], TOKENS, first, GROUP)).argmax(1, keepdim=True)
-    return first + column[:, 0], x.gather(1, column)[:, 0]
+        entropy.masked_fill_(decided, 0)
+        for log_p in (logprob, argmax_logprob):
+            log_p.masked_fill_(decided, -torch.inf).masked_fill_(certain, 0)
+    return DenoiseHead(argmax, sample, entropy, logprob, argmax_logprob, soft)
 
 
 @launches

@@ -7,6 +7,7 @@ bfloat16 with float32 sums. Bytes read at T = 256 tokens, K = 8 of E = 128 exper
 """
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, Self
 
 import torch
@@ -60,7 +61,7 @@ class Experts(PackedExperts):
 
     With blocks of BN rows and BK columns (`layout.repack`): gate_up (E, I/BN, H/BK, 2, BN, BK/8) int32 and gate_up_scales (..., BK/32)
     int16, gate before up; down (E, H/BN, I/BK, BN, BK/8) int32 and down_scales; dense: the decoded weights (E, 2I, H) and (E, H, I)
-    for the torch twin, if they are kept.
+    for the torch twin, if they are kept, stored column by column (`by_column`).
     """
 
     dense: tuple[Tensor, Tensor] | None = None
@@ -93,13 +94,36 @@ class Experts(PackedExperts):
         )
         gate_scale, up_scale, down_scale = (w.factor().expand(count).contiguous() for w in (gate, up, down))
         made = Experts(gate_up, gate_up_scales, down_words, down_scales, gate_scale, up_scale, down_scale)
-        return made if keep is None else replace(made, dense=made.decode(keep))
+        return made if keep is None else replace(made, dense=by_column(*made.decode(keep)))
 
     def decode(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Weights as transformers holds them: gate_up (E, 2I, H), gate before up, and down (E, H, I)."""
         gate = _decoded(self.gate_up[:, :, :, 0], self.gate_up_scales[:, :, :, 0], self.gate_scale, dtype)
         up = _decoded(self.gate_up[:, :, :, 1], self.gate_up_scales[:, :, :, 1], self.up_scale, dtype)
         return torch.cat([gate, up], dim=1), _decoded(self.down, self.down_scales, self.down_scale, dtype)
+
+
+@dataclass(frozen=True)
+class DenseExperts:
+    """One layer's experts that are not quantised; the torch twin serves them on every device."""
+
+    gate_up: Tensor  # (E, 2I, H), gate before up
+    down: Tensor  # (E, H, I)
+
+    @property
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """Both."""
+        return self.gate_up, self.down
+
+    @property
+    def count(self) -> int:
+        """E."""
+        return len(self.down)
+
+    @property
+    def hidden(self) -> int:
+        """H."""
+        return self.down.shape[1]
 
 
 def _decoded(words: Tensor, scales: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
@@ -135,7 +159,7 @@ def check_placed(offsets: Tensor, order: Tensor) -> None:
         raise ValueError(f"expected every expert here, got {len(order) - placed} slots for those of other ranks")
 
 
-def experts_mlp(x: Tensor, experts: Experts, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def experts_mlp(x: Tensor, experts: Experts | DenseExperts, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """y[t] = sum_k weight[t,k] * down_e (gelu_tanh(gate_e x[t]) * up_e x[t]) with e = top_k_index[t,k].
 
     Args:
@@ -155,38 +179,58 @@ def experts_mlp(x: Tensor, experts: Experts, top_k_index: Tensor, top_k_weights:
     check_tokens(x, experts.hidden, top_k_index, top_k_weights)
     if x.shape[0] == 0:
         return torch.empty_like(x)
-    if dispatch.backend("experts_mlp", x.device) == "triton":
+    if isinstance(experts, Experts) and dispatch.backend("experts_mlp", x.device) == "triton":
         return experts_mlp_triton(x, experts, top_k_index, top_k_weights)
     return experts_mlp_torch(x, experts, top_k_index, top_k_weights)
 
 
-def experts_mlp_torch(x: Tensor, experts: Experts, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def by_column(*weights: Tensor) -> tuple[Tensor, ...]:
+    """The same weights (..., N, K), stored with K as the outer of the two.
+
+    With these, MKL sums the product of a float32 row of a few hundred numbers in one order, however many rows there are, from two on. With
+    weights stored row by row it sums those of up to ten rows in another.
+    """
+    return tuple(weight.mT.contiguous().mT for weight in weights)
+
+
+def experts_mlp_torch(x: Tensor, experts: Experts | DenseExperts, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The twin of `experts_mlp`: rows sorted by expert, two grouped products, a sum over each token's experts.
 
-    Computes in the dtype of `experts.dense`, or decodes the weights anew in float32; the last sum is in float32 either way.
+    Computes in the dtype of `experts.dense`, or decodes the weights anew in float32; the last sum is in float32 either way. With
+    float32 weights that are kept, a token's result does not depend on the rest of the batch in any bit, if H and I are at most a few hundred
+    (see `by_column`).
     """
-    gate_up, down = experts.dense or experts.decode(torch.float32)
+    gate_up, down = experts.dense or experts.decode(torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
     order, offsets = sort_by_expert_torch(top_k_index, experts.count)
     check_placed(offsets, order)
-    token = order // top_k_index.shape[1]
-    rows = x.index_select(0, token).to(gate_up.dtype)
-    gate, up = grouped_mm(rows, gate_up.transpose(1, 2), offs=offsets[1:]).chunk(2, dim=-1)
+    if any(last - first == 1 for first, last in pairwise(offsets.tolist())):
+        order, offsets = _at_least_two(order, offsets)
+    rows = x.index_select(0, order // top_k_index.shape[1]).to(gate_up.dtype)
+    gate, up = grouped_mm(rows, gate_up.mT, offs=offsets[1:]).chunk(2, dim=-1)
     inner = gelu(gate, approximate="tanh").mul_(up)
     return down_and_combine(inner, down, order, offsets, top_k_weights).to(x.dtype)
 
 
+def _at_least_two(order: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Let an expert that has one slot have it twice: the product of a single row is summed in another order."""
+    counts = offsets.diff()
+    alone = (counts == 1).int()
+    more = alone.cumsum(0, dtype=torch.int32)
+    return order.repeat_interleave(1 + alone.repeat_interleave(counts)), offsets + torch.cat([offsets[:1], more])
+
+
 def down_and_combine(inner: Tensor, down: Tensor, order: Tensor, offsets: Tensor, top_k_weights: Tensor) -> Tensor:
-    """Weighted sums over k of the down products of sorted rows: inner (T*K, I) and down (E, H, I) -> (T, H) float32."""
-    rows = grouped_mm(inner, down.transpose(1, 2), offs=offsets[1:])
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), dtype=order.dtype, device=order.device)  # where a slot's row is
-    slots = place.view(top_k_weights.shape)
-    return embedding_bag(slots, rows.float(), mode="sum", per_sample_weights=top_k_weights.float())
+    """Weighted sums over k of the down products of sorted rows: inner (R, I) and down (E, H, I) -> (T, H) float32."""
+    rows = grouped_mm(inner, down.mT, offs=offsets[1:]).float()
+    order = order.long()
+    place = order.new_empty(top_k_weights.numel())  # where a slot's row is
+    place.scatter_(0, order, torch.arange(len(order), device=order.device))
+    return embedding_bag(place.view(top_k_weights.shape), rows, mode="sum", per_sample_weights=top_k_weights.float())
 
 
 def rows_per_tile(slots: int, experts: int) -> int:
     """BM: twice the mean number of rows of an expert, from 16 to 128, so that nearly every expert is one tile."""
-    return min(128, max(16, 1 << (2 * slots // experts - 1).bit_length()))
+    return min(128, max(16, triton.next_power_of_2(2 * slots // experts)))  # pyright: ignore[reportReturnType]
 
 
 @launches

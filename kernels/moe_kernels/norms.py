@@ -90,11 +90,17 @@ def rms_norm_torch(
 ) -> Tensor:
     """Twin of `rms_norm`."""
     wide = x.float()
-    normed = wide * (wide.square().mean(-1, keepdim=True) + eps).pow(-0.5)
+    normed = wide * _inverse_root(wide, eps)
     if weight is not None:
-        normed = normed * weight.float()
+        normed.mul_(weight)
     normed = normed.type_as(x)
-    return normed if residual is None else residual + normed
+    return normed if residual is None else normed.add_(residual)
+
+
+def _inverse_root(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) of each row of float32."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # squared again it is still cheaper than a mean
+    return torch.addcmul(x.new_full((1,), eps), length, length, value=1 / x.shape[-1]).rsqrt_()
 
 
 @launches
@@ -136,9 +142,10 @@ def norms_after_attention_torch(
 ) -> AfterAttention:
     """Twin of `norms_after_attention`."""
     hidden = rms_norm_torch(x, weights.post_attention, eps, residual)
-    mlp = rms_norm_torch(hidden, weights.pre_mlp, eps)
-    experts = rms_norm_torch(hidden, weights.pre_experts, eps)
-    router = (rms_norm_torch(hidden, None, eps) * weights.router_scale).type_as(hidden) * hidden.shape[-1] ** -0.5
+    wide = hidden.float()
+    normed = wide * _inverse_root(wide, eps)
+    mlp, experts = (normed.mul(weight).type_as(x) for weight in (weights.pre_mlp, weights.pre_experts))
+    router = normed.type_as(x).mul_(weights.router_scale).mul_(x.shape[-1] ** -0.5)
     return AfterAttention(hidden, mlp, experts, router)
 
 
@@ -165,7 +172,7 @@ def norms_after_experts(
         mlp: like residual: what the dense MLP put out.
         experts: like residual: what the experts put out.
         weights: any float dtype.
-        layer_scalar: one number, on the device.
+        layer_scalar: one number or one for each row, shape (...), on the device.
         eps: of every norm.
 
     Raises:
@@ -175,8 +182,9 @@ def norms_after_experts(
     Source: `DiffusionGemmaDecoderTextLayer` in transformers.
     """
     _check(residual, {"mlp": mlp, "experts": experts}, weights._asdict())
-    if layer_scalar.numel() != 1:
-        raise ValueError(f"expected one number as layer_scalar, got {tuple(layer_scalar.shape)}")
+    if layer_scalar.numel() != 1 and layer_scalar.shape != residual.shape[:-1]:
+        expected = f"one number or {tuple(residual.shape[:-1])} as layer_scalar"
+        raise ValueError(f"expected {expected}, got {tuple(layer_scalar.shape)}")
     on_gpu = backend("norms_after_experts", residual.device) == "triton"
     chosen = norms_after_experts_triton if on_gpu else norms_after_experts_torch
     return chosen(residual, mlp, experts, weights, layer_scalar, eps)
@@ -186,8 +194,9 @@ def norms_after_experts_torch(
     residual: Tensor, mlp: Tensor, experts: Tensor, weights: ExpertsNorms, layer_scalar: Tensor, eps: float = 1e-6
 ) -> AfterExperts:
     """Twin of `norms_after_experts`."""
-    both = rms_norm_torch(mlp, weights.post_mlp, eps) + rms_norm_torch(experts, weights.post_experts, eps)
-    hidden = (rms_norm_torch(both, weights.post, eps, residual) * layer_scalar).type_as(residual)
+    both = rms_norm_torch(mlp, weights.post_mlp, eps, rms_norm_torch(experts, weights.post_experts, eps))
+    scalar = layer_scalar if layer_scalar.numel() == 1 else layer_scalar[..., None]
+    hidden = rms_norm_torch(both, weights.post, eps, residual).mul_(scalar)
     return AfterExperts(hidden, rms_norm_torch(hidden, weights.next, eps))
 
 
@@ -197,7 +206,8 @@ def norms_after_experts_triton(
 ) -> AfterExperts:
     """Kernel of `norms_after_experts`: a program a row."""
     out = AfterExperts(_empty_like(residual), _empty_like(residual))
-    _launch(after_experts_kernel, (residual, mlp, experts, *weights, layer_scalar), out, eps)
+    stride = int(layer_scalar.numel() != 1)
+    _launch(after_experts_kernel, (residual, mlp, experts, *weights, layer_scalar), out, eps, stride)
     return out
 
 
@@ -236,14 +246,22 @@ def qk_norm_rope_torch(
     v: Tensor | None = None,
 ) -> Heads:  # fmt: skip
     """Twin of `qk_norm_rope`."""
-    cos, sin = cos.to(q.dtype).unsqueeze(-2), sin.to(q.dtype).unsqueeze(-2)
-
-    def turned(x: Tensor) -> Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-    values = None if v is None else rms_norm_torch(v, None, eps)
-    return Heads(turned(rms_norm_torch(q, q_weight, eps)), turned(rms_norm_torch(k, k_weight, eps)), values)
+    first, half = q.shape[-2], q.shape[-1] // 2  # heads of q, all before those of k
+    both = first + k.shape[-2]
+    wide = torch.cat((q, k) if v is None else (q, k, v), dim=-2).float()  # for few tokens it is operations that cost
+    wide.mul_(_inverse_root(wide, eps))
+    wide[..., :first, :].mul_(q_weight)
+    wide[..., first:both, :].mul_(k_weight)
+    normed = wide.type_as(q)
+    x = normed[..., :both, :]
+    across = x.roll(half, dims=-1).mul_(sin.to(q.dtype).unsqueeze(-2))
+    across[..., :half].neg_()
+    x.mul_(cos.to(q.dtype).unsqueeze(-2))
+    return Heads(
+        x[..., :first, :] + across[..., :first, :],
+        x[..., first:, :] + across[..., first:, :],
+        None if v is None else normed[..., both:, :].contiguous(),
+    )
 
 
 @launches
@@ -339,7 +357,7 @@ def _case(name: str, kernel: Any, options: dict[str, Any]) -> Case:
     constants = {key: value for key, value in options.items() if key != "num_warps"}
     strides = ("q_stride", "k_stride", "v_stride")
     kinds = dict.fromkeys(constants, "constexpr") | {"eps": "fp32", "root": "fp32"}
-    kinds |= dict.fromkeys((*strides, "q_heads", "k_heads", "width", "size"), "i32")
+    kinds |= dict.fromkeys((*strides, "scalar_stride", "q_heads", "k_heads", "width", "size"), "i32")
     signature = {argument: kinds.get(argument, "*bf16") for argument in kernel.arg_names}
     aligned = tuple(argument for argument in (*strides, "width", "size") if argument in signature)
     return Case(name, kernel, signature, constants, num_warps=options["num_warps"], aligned=aligned)

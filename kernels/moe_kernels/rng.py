@@ -17,41 +17,59 @@ from 2^-24 to 1 - 2^-24 in steps of 2^-23, never 0 and never 1. Gumbel noise is 
 device's own: noise agrees to a few units in the last place.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
 from torch import Tensor
 
 GUMBEL_MAX = 16.636  # -log(-log(1 - 2^-24)) = 16.63553..., rounded up so that float32 noise is never above it
 
 _ROUNDS = 10
-_LOW = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)[:, None, None]
+_WEYL = np.arange(_ROUNDS, dtype=np.uint32)[:, None] * np.array([0x9E3779B9, 0xBB67AE85], np.uint32)
 
 
-def philox(seed: Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(
+    seed: NDArray[Any], counter: tuple[NDArray[Any], NDArray[Any], NDArray[Any], int]
+) -> list[NDArray[np.uint32]]:
     """The four words of Philox4x32-10, as Random123 computes them.
 
+    In NumPy, which has the halves of a 64-bit word as views and half of torch's time for an operation.
+
     Args:
-        seed: int64; its lower and upper 32 bits are the two words of the key.
-        counter: four int64 tensors, of which the lower 32 bits count; everything broadcasts.
+        seed: (R,) int64; its lower and upper 32 bits are the two words of the key.
+        counter: integers (C, R), (R,), (R,) and one number; the lower 32 bits count.
 
     Returns:
-        Four int64 tensors with values from 0 to 2^32 - 1.
+        Four of (C, R).
     """
-    c0, c1, c2, c3 = (word & _LOW for word in counter)
-    k0, k1 = seed & _LOW, (seed >> 32) & _LOW
-    for _ in range(_ROUNDS):
-        # The product wraps round to 64 bits, signed: its bits are right, and the mask undoes the shift's sign.
-        even, odd = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1 = ((odd >> 32) & _LOW) ^ c1 ^ k0, odd & _LOW
-        c2, c3 = ((even >> 32) & _LOW) ^ c3 ^ k1, even & _LOW
-        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
-    return c0, c1, c2, c3
+    factors, *products = (np.empty((2, *counter[0].shape), np.uint64) for _ in range(3))
+    factors[0], products[1][1], factors[1], products[1][0] = counter
+    factors &= 0xFFFFFFFF
+    factor, _ = _halves(factors)  # the upper one stays 0
+    lows, highs = zip(*((low[::-1], high[::-1]) for low, high in map(_halves, products)), strict=True)
+    for turn, key in enumerate(np.stack(_halves(seed))[:, None] + _WEYL[..., None, None]):
+        now = turn % 2
+        np.multiply(factors, _MULTIPLIERS, out=products[now])
+        np.bitwise_xor(highs[now], lows[1 - now], out=factor)
+        np.bitwise_xor(factor, key, out=factor)
+    (c0, c2), (c1, c3) = factor, lows[(_ROUNDS - 1) % 2]
+    return [c0, c1, c2, c3]
 
 
-def words(seed: Tensor, position: Tensor, step: Tensor, stream: int, first: Tensor | int, count: int) -> Tensor:
+def _halves(x: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """The lower and upper 32 bits of each word, as views."""
+    halves = x.view("<u4")
+    return halves[..., ::2], halves[..., 1::2]
+
+
+def words(
+    seed: Tensor, position: Tensor, step: Tensor, stream: int, first: Tensor | int, count: int
+) -> NDArray[np.uint32]:
     """The words of the indices first, ..., first + count - 1 for each row.
 
     Args:
@@ -63,23 +81,31 @@ def words(seed: Tensor, position: Tensor, step: Tensor, stream: int, first: Tens
         count: how many words a row gets.
 
     Returns:
-        (R, count) int64, from 0 to 2^32 - 1.
+        (R, count).
     """
-    begin = torch.as_tensor(first, device=seed.device).expand_as(seed)[:, None] // 4
-    counter = begin + torch.arange((count + 3) // 4, device=seed.device)
-    purpose = torch.tensor(stream, device=seed.device)
-    four = philox(seed[:, None], (counter, position.long()[:, None], step.long()[:, None], purpose))
-    return torch.stack(four, dim=-1).flatten(1)[:, :count]
+    begin = first.numpy(force=True) if isinstance(first, Tensor) else first
+    index = np.empty(((count + 3) // 4, len(seed)), np.int64)
+    index[:] = np.arange(len(index))[:, None]
+    index += begin // 4
+    key, place, time = (np.ascontiguousarray(x.numpy(force=True)) for x in (seed, position, step))
+    made = np.empty((len(seed), len(index), 4), np.uint32)
+    for i, word in enumerate(philox(key, (index, place, time, stream))):
+        made[..., i] = word.T
+    return made.reshape(len(seed), 4 * len(index))[:, :count]
 
 
-def uniform(words: Tensor) -> Tensor:
-    """Numbers in (0, 1), float32, from the upper 23 bits of each word: (2 * (word >> 9) + 1) * 2^-24."""
-    return ((words >> 9) * 2 + 1).float() * 2.0**-24
+def uniform(words: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """Numbers in (0, 1) from the upper 23 bits of each word: (2 * (word >> 9) + 1) * 2^-24."""
+    upper = (words >> 9).astype(np.float32)
+    upper += 0.5
+    upper *= 2.0**-23
+    return upper
 
 
 def gumbel(seed: Tensor, position: Tensor, step: Tensor, stream: int, first: Tensor | int, count: int) -> Tensor:
     """Gumbel noise of the words of the same arguments: (R, count) float32, at most `GUMBEL_MAX`."""
-    return -(-uniform(words(seed, position, step, stream, first, count)).log()).log()
+    drawn = torch.from_numpy(uniform(words(seed, position, step, stream, first, count))).to(seed.device)
+    return drawn.log_().neg_().log_().neg_()
 
 
 @triton.jit

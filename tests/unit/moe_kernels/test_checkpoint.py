@@ -14,7 +14,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from demo_models.configs import new_draft
-from moe_kernels.checkpoint import Checkpoint, CheckpointError, write_compressed_tensors, write_modelopt
+from moe_kernels import checkpoint as checkpoint_module
+from moe_kernels.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Header,
+    packed_tensors,
+    stored_headers,
+    write,
+    write_compressed_tensors,
+    write_modelopt,
+)
+from moe_kernels.linear import NVFP4Linear
 from moe_kernels.nvfp4 import NVFP4, Convention, quantize
 
 with warnings.catch_warnings():
@@ -62,7 +73,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quantized(request: pytest.FixtureRequest, plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model in one of the two forms."""
     folder = tmp_path_factory.mktemp(request.param)
-    WRITE[request.param](Checkpoint(plain), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_module, "SHARD_BYTES", 1 << 19)
+        WRITE[request.param](Checkpoint(plain), folder)
     return folder
 
 
@@ -107,7 +120,7 @@ def test_the_form_is_read_from_the_configuration_and_the_shards_from_the_index(q
 
 def test_every_expert_keeps_the_bytes_and_scales_of_its_own_quantisation(plain: Path, quantized: Path) -> None:
     checkpoint, source = Checkpoint(quantized), Checkpoint(plain)
-    assert checkpoint.form is not None
+    assert checkpoint.form in FORMS
     for layer in range(4):
         prefix = f"model.decoder.layers.{layer}.experts"
         gate_up, down = source.tensor(f"{prefix}.gate_up_proj"), source.tensor(f"{prefix}.down_proj")
@@ -123,7 +136,7 @@ def test_every_expert_keeps_the_bytes_and_scales_of_its_own_quantisation(plain: 
 
 def test_the_same_bytes_dequantised_by_the_library_and_by_us_are_equal(quantized: Path) -> None:
     checkpoint, tensors = Checkpoint(quantized), raw(quantized)
-    assert checkpoint.form is not None
+    assert checkpoint.form in FORMS
     modules = [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]
     assert len(modules) == 4 * 3 * EXPERTS + (4 * 3 if checkpoint.form == "compressed-tensors" else 0)
     for module in modules:
@@ -165,7 +178,10 @@ def test_a_quantised_checkpoint_is_not_quantised_again(quantized: Path, tmp_path
         write_modelopt(Checkpoint(quantized), tmp_path)
 
 
-def test_a_broken_shard_is_named_when_it_is_read_and_not_before(plain: Path, tmp_path: Path) -> None:
+def test_a_broken_shard_is_named_when_it_is_read_and_not_before(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_module, "SHARD_BYTES", 1 << 19)
     write_modelopt(Checkpoint(plain), tmp_path)
     files = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     broken = files[f"{LAYER}.experts.3.up_proj.weight"]
@@ -341,7 +357,7 @@ def test_a_down_projection_that_does_not_fit_the_gate_is_refused(tmp_path: Path)
 
 
 BAD_FORMS = {
-    "another method": ("modelopt", {"quant_method": "gptq"}, "quant_method modelopt or compressed-tensors, got 'gptq'"),
+    "another method": ("modelopt", {"quant_method": "gptq"}, "modelopt, compressed-tensors or draftgate, got 'gptq'"),
     "no method": ("modelopt", {"quant_method": None}, "got None"),
     "another algorithm": ("modelopt", {"quant_algo": "FP8"}, "expected quant_algo NVFP4 or W4A16_NVFP4, got 'FP8'"),
     "another format": ("compressed-tensors", {"format": "dense"}, "expected format nvfp4-pack-quantized, got 'dense'"),
@@ -354,6 +370,78 @@ BAD_FORMS = {
 def test_an_unknown_form_is_refused(form: Convention, said: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         small(tmp_path, form, lambda tensors, config: config.update(said))
+
+
+# Headers, our own form and the writer
+
+
+def test_headers_are_those_of_the_tensors_and_of_what_a_linear_reads(quantized: Path) -> None:
+    checkpoint, tensors = Checkpoint(quantized), raw(quantized)
+    assert checkpoint.form in FORMS
+    for name, tensor in tensors.items():
+        header = checkpoint.header(name)
+        expected = Header(tensor.dtype, tuple(tensor.shape))
+        assert header == expected
+        assert expected.nbytes == tensor.nbytes
+    assert checkpoint.header("absent") is None
+    for name, header in stored_headers(checkpoint.form, f"{LAYER}.experts.0.down_proj", HIDDEN, INNER).items():
+        assert tensors[name].dtype == header.dtype
+        assert tensors[name].numel() == torch.Size(header.shape).numel()
+
+
+def test_every_read_is_told_with_its_bytes(plain: Path) -> None:
+    checkpoint = Checkpoint(plain)
+    told: list[int] = []
+    checkpoint.on_read = told.append
+    sizes = [checkpoint.tensor(name).nbytes for name in checkpoint.names()]
+    assert told == sizes
+
+
+def own(folder: Path, source: Checkpoint, version: int = 1) -> NVFP4Linear:
+    weight = NVFP4Linear.from_nvfp4(quantize(torch.randn(64, 128), "modelopt"))
+    said = {"quant_method": "draftgate", "version": version}
+    write(source, folder, packed_tensors("a.b", weight).items(), {"quantization_config": said})
+    return weight
+
+
+def test_our_own_form_keeps_the_kernels_weights(plain: Path, tmp_path: Path) -> None:
+    weight = own(tmp_path, Checkpoint(plain))
+    checkpoint = Checkpoint(tmp_path)
+    assert checkpoint.form == "draftgate"
+    assert checkpoint.names() == {"a.b.words", "a.b.scales", "a.b.scale"}
+    assert checkpoint.is_quantized("a.b")
+    assert not checkpoint.is_quantized("a")
+    read = checkpoint.packed("a.b", NVFP4Linear)
+    for field, tensor in vars(read).items():
+        assert_same_bytes(tensor, getattr(weight, field))
+    with pytest.raises(CheckpointError, match="expected an NVFP4 checkpoint, got draftgate"):
+        checkpoint.linear("a.b")
+    with pytest.raises(CheckpointError, match="expected a plain checkpoint to quantise, got one in draftgate"):
+        write_modelopt(checkpoint, tmp_path / "again")
+    with pytest.raises(CheckpointError, match=r"a\.b: expected a checkpoint in the form draftgate, got a plain one"):
+        Checkpoint(plain).packed("a.b", NVFP4Linear)
+
+
+def test_another_version_of_our_own_form_is_refused(plain: Path, tmp_path: Path) -> None:
+    own(tmp_path, Checkpoint(plain), version=2)
+    with pytest.raises(CheckpointError, match="expected version 1 of draftgate, got 2: convert anew"):
+        Checkpoint(tmp_path)
+
+
+def test_no_shard_is_over_the_limit_unless_one_tensor_is(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_module, "SHARD_BYTES", 100)
+    tensors = {str(i): torch.full((count,), i, dtype=torch.uint8) for i, count in enumerate((60, 40, 1, 101, 99, 2))}
+    write(Checkpoint(plain), tmp_path, tensors.items(), {"canvas_length": None})
+    shards = [list(load_file(path)) for path in sorted(tmp_path.glob("*.safetensors"))]
+    assert shards == [["0", "1"], ["2"], ["3"], ["4"], ["5"]]
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in tmp_path.glob("*.safetensors"))
+    assert raw(tmp_path).keys() == Checkpoint(tmp_path).names() == tensors.keys()
+    assert json.loads((tmp_path / "model.safetensors.index.json").read_text())["metadata"] == {"total_size": 303}
+    before = json.loads((plain / "config.json").read_text())
+    assert before.pop("canvas_length")
+    assert json.loads((tmp_path / "config.json").read_text()) == before
 
 
 BAD_FOLDERS = {

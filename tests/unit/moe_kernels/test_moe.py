@@ -77,7 +77,8 @@ def test_decoded_weights_change_nothing_but_the_speed():
     kept = layer.experts(keep=torch.float32)
     assert kept.dense is not None
     assert kept.to("cpu").dense is None
-    assert torch.equal(experts_mlp(x, kept, index, weights), experts_mlp(x, layer.experts(), index, weights))
+    decoded = experts_mlp(x, layer.experts(), index, weights)
+    assert_close(experts_mlp(x, kept, index, weights), decoded, **EXACT)  # products may be summed in another order
 
 
 @interpreted
@@ -122,12 +123,9 @@ def test_a_token_gets_the_same_bits_whatever_shares_its_batch(op):
     layer = Layer(8, 64, 128)
     x, index, weights = layer.tokens(40, 2)
     experts = layer.experts(keep=torch.float32)
-    alone = op(x[7:8], experts, index[7:8], weights[7:8])
-    together = op(x, experts, index, weights)[7:8]
-    if op is experts_mlp_triton:
-        assert torch.equal(alone, together)
-    else:  # a product of matrices of another height may be summed in another order by the CPU's library
-        assert_close(alone, together, max_error=1e-5, rms_error=1e-6)
+    together = op(x, experts, index, weights)
+    for some in (slice(7, 8), slice(0, 2), slice(11, 14), slice(20, 37)):  # so that experts have one row and more
+        assert torch.equal(op(x[some], experts, index[some], weights[some]), together[some])
 
 
 @interpreted
