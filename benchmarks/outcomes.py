@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from demo_models import store
 from demo_models.evaluate import answers
 from demo_models.tasks import conversations
-from diffusion_engine.api import DraftRequest, DraftSettings
-from diffusion_engine.reference import ReferenceDrafter
+from diffusion_engine import DiffusionGemmaModel
+
+BATCH = 64
 
 
 def main() -> None:
@@ -28,11 +29,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1001)
     parser.add_argument("--split", choices=("train", "combinations", "wordings"), default="train")
     options = parser.parse_args()
-    drafter = ReferenceDrafter.load(DraftSettings(model=str(store.path("draft"))))
+    drafter = DiffusionGemmaModel.from_pretrained(str(store.path("draft")))
     cases = list(islice(conversations(options.split, options.seed), options.count))
     drafts = [
-        drafter.draft(DraftRequest(request_id=str(at), messages=case.messages), lambda _: None)
-        for at, case in enumerate(tqdm(cases, unit="draft"))
+        draft
+        for at in tqdm(range(0, len(cases), BATCH), unit="batch")
+        for (draft,) in drafter.drafts([list(case.messages) for case in cases[at : at + BATCH]])
     ]
     refiner = AutoModelForCausalLM.from_pretrained(store.path("refine"), dtype=torch.float32).eval()
     refined = answers(refiner, AutoTokenizer.from_pretrained(store.path("refine")), cases)

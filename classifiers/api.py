@@ -12,7 +12,7 @@ class ArtifactError(ValueError):
 class Check(Struct, frozen=True, kw_only=True):
     """What one verifier found."""
 
-    verifier: str  # "repetition", "truncation", "arithmetic"
+    verifier: str  # "settled", "repetition", "truncation", "arithmetic"
     passed: bool
     reason: str  # for people: what was expected and what stood there; "" when passed
 
@@ -22,7 +22,7 @@ class DraftEvidence(Struct, frozen=True, kw_only=True):
 
     messages: tuple[dict[str, Any], ...]
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "unsettled", "deadline"]
     steps: tuple[int, ...]  # per canvas
     converged: tuple[bool, ...]  # per canvas
     token_entropy: tuple[float, ...]  # nats, per token

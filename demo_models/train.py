@@ -3,6 +3,9 @@
 The draft learns uniform-state diffusion: a canvas holding the answer is corrupted at a rate t ~ U[0, 1] with random tokens,
 and the model predicts the clean one; in half of the steps it first makes a guess without gradient, which then comes back
 to it as self-conditioning. The refiner learns the next token of the answer. Both see the training split only.
+
+The draft ships with its experts in four bits: train it with `--out FOLDER`, remove demo_models/models/draft, and then
+`draftgate convert FOLDER demo_models/models/draft --to modelopt`. The accuracies on its card are from before that.
 """
 
 import argparse
@@ -147,8 +150,8 @@ def _optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim.Opti
     ]
 
 
-def train(name: str, steps: int, seed: int, threads: int, evaluate: int) -> None:
-    """Train, resuming from the last checkpoint of the same run, then evaluate and write the model to the store."""
+def train(name: str, steps: int, seed: int, threads: int, evaluate: int, out: Path) -> None:
+    """Train, resuming from the last checkpoint of the same run, then evaluate and write the model to `out`."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     keep_freed_memory()
@@ -203,8 +206,8 @@ def train(name: str, steps: int, seed: int, threads: int, evaluate: int) -> None
                 curve.append([step, round(mean, 4)])
                 seconds = round(time.monotonic() - started)
                 bar.set_postfix(loss=f"{mean:.4f}")
-                with log.open("a") as out:
-                    out.write(json.dumps({"step": step, "loss": mean, "seconds": seconds}) + "\n")
+                with log.open("a") as lines:
+                    lines.write(json.dumps({"step": step, "loss": mean, "seconds": seconds}) + "\n")
             if step % EVALUATE_EVERY == 0 and step < steps:
                 found = _accuracy(name, model, tokenizer, "combinations", EVALUATE_FEW)
                 accuracy.append([step, *(found[group]["exact"] for group in ("all simple", "all complex"))])
@@ -220,7 +223,7 @@ def train(name: str, steps: int, seed: int, threads: int, evaluate: int) -> None
                 }
                 torch.save(state | {"spent": time.monotonic() - started}, folder / "checkpoint.tmp")
                 (folder / "checkpoint.tmp").rename(checkpoint)
-    _ship(name, model, tokenizer, {
+    _ship(out, name, model, tokenizer, {
         "seed": seed,
         "steps": steps,
         "batch": BATCH,
@@ -246,9 +249,10 @@ def _accuracy(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerFast, s
             model.set_experts_implementation("dense")
 
 
-def _ship(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerFast, run: dict, evaluate: int) -> None:
+def _ship(
+    folder: Path, name: str, model: nn.Module, tokenizer: PreTrainedTokenizerFast, run: dict, evaluate: int
+) -> None:
     """Write weights (bfloat16), configs, tokenizer and the card, with accuracies of the model as stored."""
-    folder = store.path(name)
     if name == "draft":
         model.set_experts_implementation("eager")
     model.eval().to(torch.bfloat16).save_pretrained(folder)
@@ -288,8 +292,10 @@ def main() -> None:
     parser.add_argument(
         "--evaluate", type=int, default=1000, help="conversations of each split in the final evaluation"
     )
+    parser.add_argument("--out", type=Path, help="where the result goes; by default where the shipped one lies")
     options = parser.parse_args()
-    train(options.model, options.steps, options.seed, options.threads, options.evaluate)
+    out = options.out or store.path(options.model)
+    train(options.model, options.steps, options.seed, options.threads, options.evaluate, out)
 
 
 if __name__ == "__main__":

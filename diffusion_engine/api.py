@@ -48,27 +48,48 @@ class DraftSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     model: str = "demo"  # a checkpoint's name or folder; "demo" is the one shipped in demo_models
     max_steps: int = 0  # most denoising steps per canvas; 0: what the checkpoint says
     max_tokens: int = 1024  # most tokens in one draft, also the default
+    max_running: int = 16  # canvases denoised together; a request needs one for each candidate
     max_waiting: int = 256  # requests queued before DraftOverloaded
-    threads: int = 0  # torch intra-op threads on CPU; 0 leaves torch's own choice
+    encode_tokens: int = (
+        512  # most prompt tokens encoded beside a step; fewer keep steps short, more shorten long prompts
+    )
+    cache_tokens: int = 0  # positions in the prefix cache; 0: four of the longest on a CPU, what memory allows on a GPU
+    quantize: bool = True  # on a GPU, experts of a plain checkpoint to NVFP4 as they are loaded
+    threads: int = 0  # torch intra-op threads on CPU; 0: one for a small model, else torch's own choice
 
 
 class DraftRequest(Struct, frozen=True, kw_only=True):
-    """One conversation to draft an answer for."""
+    """One conversation to draft an answer for. A None stands for what settings and checkpoint say."""
 
     request_id: str
     messages: tuple[dict[str, Any], ...]  # as chat templates take them: {"role", "content"}
-    max_tokens: int | None = None  # None: the engine's own limit
-    seed: int = 0  # same seed, same text
-    max_steps: int | None = None  # None: the engine's own limit
-    deadline_s: float | None = None  # seconds from submission
+    max_tokens: int | None = None
+    seed: int = 0  # same seed, same text, whatever else runs
+    max_steps: int | None = None  # for each canvas
+    t_min: float | None = None  # temperature of the last step ...
+    t_max: float | None = None  # ... and before the first; linear between them
+    entropy_bound: float | None = None  # nats: how much uncertainty a step may take at once
+    confidence: float | None = None  # nats: the mean entropy below which a canvas may be done ...
+    stability: int | None = None  # ... after its most likely tokens have stayed the same over so many steps
+    stop_token_ids: tuple[int, ...] = ()  # end the answer, besides the checkpoint's own
+    give_up: bool = True  # stop at a canvas that won't settle, and say so
+    candidates: int = 1  # drafted together; results come best first
+    template: tuple[str | int, ...] = ()  # infilling: text that is given, and gaps of so many tokens to be filled
+    prefix_key: str | None = ""  # equal prefixes share their work under an equal key only; None: never
+    priority: int = 0  # 0 first; each level lets at most 1,000 later requests of the one above pass
+    updates: bool = False  # yield a CanvasUpdate after every step
+    deadline_s: float | None = None  # seconds from submission; then what is finished is the result
 
 
 class CanvasUpdate(Struct, frozen=True, kw_only=True):
     """The canvas as it stands after one denoising step."""
 
+    candidate: int  # 0 for the first
     canvas: int  # 0 for the first block of the answer
     step: int  # 1 for the first denoising step of this canvas
     text: str  # the most likely text of the canvas now, up to its end-of-turn
+    token_ids: tuple[int, ...]  # of the text
+    settled: tuple[bool, ...]  # which of them the step took; the others are still noise to the next one
 
 
 class DraftSignals(Struct, frozen=True, kw_only=True):
@@ -77,7 +98,11 @@ class DraftSignals(Struct, frozen=True, kw_only=True):
     steps: tuple[int, ...]  # denoising steps, per canvas
     converged: tuple[bool, ...]  # stable and confident before the step limit, per canvas
     token_entropy: tuple[float, ...]  # nats, last step of its canvas, one per token of the draft
+    mean_entropy: tuple[float, ...] = ()  # nats, over all steps of its canvas, one per token
     late_flips: int  # tokens whose most likely id changed in the last third of the steps
+    agreement: float | None = None  # mean share of tokens that the other candidates have too; None: there are none
+    forwards: int = 0  # forward passes it took part in, encoding included
+    reused_tokens: int = 0  # prompt tokens that an earlier request had encoded
 
 
 class DraftResult(Struct, frozen=True, kw_only=True):
@@ -87,9 +112,11 @@ class DraftResult(Struct, frozen=True, kw_only=True):
     token_ids: tuple[int, ...]  # without the end-of-turn token
     token_logprobs: tuple[float, ...]  # natural log, last step, one per token
     tokenizer_fingerprint: str  # equal fingerprints: the refiner may use token_ids as they are
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "unsettled", "deadline"]
     prompt_tokens: int
+    filled: tuple[str, ...] = ()  # infilling: the text of each gap
     signals: DraftSignals
+    candidate: int = 0
     elapsed_s: float  # on the engine, without queueing
 
 

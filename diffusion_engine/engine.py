@@ -2,11 +2,8 @@
 
 import contextlib
 from collections.abc import AsyncGenerator, Callable
-from functools import partial
-from typing import Protocol
 
 from diffusion_engine.api import (
-    CanvasUpdate,
     DraftDeadline,
     DraftEngineClosed,
     DraftError,
@@ -15,53 +12,94 @@ from diffusion_engine.api import (
     DraftLoad,
     DraftOverloaded,
     DraftRequest,
-    DraftResult,
     DraftSettings,
 )
-from diffusion_engine.reference import ReferenceDrafter
-from engine_core.thread import EngineErrors, EngineThread
+from diffusion_engine.core import Core, Job
+from diffusion_engine.load import load_core
+from engine_core.loop import EngineLoop, Ticket
+from engine_core.thread import EngineErrors
 
 ERRORS = EngineErrors(DraftError, DraftOverloaded, DraftDeadline, DraftEngineClosed, DraftFailed)
-
-
-class Drafter(Protocol):
-    """What the worker thread runs: a loaded model that drafts one request at a time."""
-
-    context_tokens: int
-
-    def draft(self, request: DraftRequest, emit: Callable[[CanvasUpdate], None]) -> DraftResult:
-        """Draft, calling `emit` after every step; what `emit` raises ends the work and passes through."""
-        ...
 
 
 class DiffusionEngine:
     """Serves one DiffusionGemma checkpoint."""
 
-    def __init__(
-        self, settings: DraftSettings, load: Callable[[DraftSettings], Drafter] = ReferenceDrafter.load
-    ) -> None:
+    def __init__(self, settings: DraftSettings, load: Callable[[DraftSettings], Core] = load_core) -> None:
         """Remember the settings; `start` loads the weights."""
-        self._thread = EngineThread("draft", partial(load, settings), ERRORS, settings.max_waiting)
+        self._slots = settings.max_running
+        self._loop: EngineLoop[DraftRequest] = EngineLoop(
+            "draft", lambda: _Worker(load(settings)), ERRORS, settings.max_waiting
+        )
 
     async def start(self) -> None:
         """Load the weights off the event loop. Raises DraftFailed when that can't be done."""
-        await self._thread.start()
+        await self._loop.start()
 
     async def draft(self, request: DraftRequest) -> AsyncGenerator[DraftEvent, None]:
-        """Yield a CanvasUpdate after each denoising step, then one DraftResult. Raises DraftError."""
-        events = self._thread.stream(lambda model, emit: model.draft(request, emit), request.deadline_s)
+        """Yield a CanvasUpdate after each denoising step if asked to, then a DraftResult for each candidate, best first.
+
+        Raises:
+            DraftError: the request can't be served, or not now, or the engine failed.
+        """
+        events = self._loop.stream(request, request.deadline_s)
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event
 
     def load(self) -> DraftLoad:
         """How busy the engine is, read without a lock."""
-        state, running, waiting, detail = self._thread.status()
-        context = self._thread.model.context_tokens if self._thread.model else 0
+        state, running, waiting, detail = self._loop.status()
+        worker = self._loop.worker
+        context = worker.core.context_tokens if isinstance(worker, _Worker) else 0
         return DraftLoad(
-            state=state, running=running, waiting=waiting, capacity=1, context_tokens=context, detail=detail
+            state=state, running=running, waiting=waiting, capacity=self._slots, context_tokens=context, detail=detail
         )
 
-    async def close(self) -> None:
-        """Stop what runs, refuse what waits, end the thread."""
-        await self._thread.close()
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Refuse what is new, let the rest run for at most `drain_s` seconds, end the thread."""
+        await self._loop.close(drain_s)
+
+
+class _Worker:
+    """A core, as the loop drives it."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self._jobs: dict[Ticket, Job] = {}
+
+    @property
+    def running(self) -> int:
+        return self.core.running
+
+    @property
+    def waiting(self) -> int:
+        return self.core.waiting
+
+    def add(self, request: DraftRequest, ticket: Ticket) -> None:
+        self._jobs[ticket] = self.core.add(
+            request,
+            update=ticket.send,
+            done=lambda results: ticket.end(*results),
+            failed=lambda error: ticket.fail(_failed(error)),
+            deadline=ticket.deadline,
+        )
+
+    def cancel(self, ticket: Ticket) -> None:
+        if job := self._jobs.pop(ticket, None):
+            self.core.drop(job)
+
+    def step(self) -> bool:
+        self.core.step()
+        return self.core.busy
+
+    def probe(self) -> None:
+        self.core.probe()
+
+
+def _failed(error: Exception) -> DraftError:
+    if isinstance(error, DraftError):
+        return error
+    failed = DraftFailed(f"the draft engine failed with {type(error).__name__}")
+    failed.__cause__ = error
+    return failed

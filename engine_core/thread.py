@@ -19,7 +19,7 @@ Work = Callable[[Model, Emit], Any]
 
 
 # transformers imports model code on demand and patches torch (default dtype, init functions) while it loads a checkpoint
-_LOADING = threading.Lock()
+LOADING = threading.Lock()
 
 
 class EngineErrors(NamedTuple):
@@ -158,7 +158,7 @@ class EngineThread(Generic[Model]):
 
     def _main(self) -> None:
         try:
-            with _LOADING:
+            with LOADING:
                 self.model = self._load()
         except Exception as err:  # noqa: BLE001 - whatever loading a checkpoint raises, callers must be told
             self._detail = f"{type(err).__name__}: {err}"

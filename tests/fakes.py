@@ -95,7 +95,7 @@ class FakeDraftEngine(FakeEngine):
         )
 
     async def draft(self, request: diffusion.DraftRequest) -> AsyncGenerator[diffusion.DraftEvent, None]:
-        yield diffusion.CanvasUpdate(canvas=0, step=1, text="dr")
+        yield diffusion.CanvasUpdate(candidate=0, canvas=0, step=1, text="dr", token_ids=(0,), settled=(True,))
         default = f"draft of {request.messages[-1]['content']}"
         async with aclosing(self._play(request, default)) as items:
             async for item in items:

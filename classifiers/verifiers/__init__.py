@@ -5,9 +5,11 @@ from collections.abc import Callable
 from classifiers.api import Check, DraftEvidence
 from classifiers.verifiers.arithmetic import check_arithmetic
 from classifiers.verifiers.repetition import check_repetition
+from classifiers.verifiers.settled import check_settled
 from classifiers.verifiers.truncation import check_truncation
 
 VERIFIERS: dict[str, Callable[[DraftEvidence], str]] = {
+    "settled": check_settled,  # first: of a draft that is given up nothing else is worth saying
     "arithmetic": check_arithmetic,
     "repetition": check_repetition,
     "truncation": check_truncation,

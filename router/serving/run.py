@@ -73,6 +73,7 @@ class Run:
             max_tokens=self.ask.max_tokens,
             seed=self.seed,
             max_steps=self.ask.max_steps,
+            give_up=self.ask.wanted != "draft",
             deadline_s=time_s,
         )
 
@@ -146,7 +147,7 @@ def drafted(run: Run) -> Iterator[Event]:
     yield Decided(run.decision())
     yield TextDelta(text)
     yield Finished(
-        finish_reason="stop" if stopped else draft.finish_reason,
+        finish_reason="stop" if stopped or draft.finish_reason == "stop" else "length",
         usage=run.usage,
         decision=run.decision(),
     )

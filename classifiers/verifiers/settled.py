@@ -1,0 +1,12 @@
+"""A draft that its own denoiser gave up."""
+
+from classifiers.api import DraftEvidence
+
+
+def check_settled(evidence: DraftEvidence) -> str:
+    """What is known to have been left undone: a canvas that would not settle, or that the deadline cut short; else ""."""
+    if evidence.finish_reason == "unsettled":
+        return "expected every canvas to settle, got one that was given up"
+    if evidence.finish_reason == "deadline":
+        return "expected an end of turn, got the deadline"
+    return ""

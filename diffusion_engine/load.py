@@ -1,0 +1,50 @@
+"""From settings to a running core: weights, cache and scheduler on the device there is."""
+
+import torch
+from msgspec.structs import replace
+
+from diffusion_engine.api import DraftSettings
+from diffusion_engine.config import checkpoint_folder, sampling_defaults
+from diffusion_engine.core import Core
+from diffusion_engine.memory import budget_of, find_model, fitting_cache_tokens
+from diffusion_engine.model import Model
+from diffusion_engine.runner import Runner
+from diffusion_engine.scheduler import Scheduler
+from diffusion_engine.weights import load_weights
+from engine_core.chat import ChatTokenizer
+from engine_core.device import here
+
+SMALL = 1024  # hidden features below which several threads wait for each other longer than they work
+
+
+def load_core(settings: DraftSettings) -> Core:
+    """Load a checkpoint by name or folder: bfloat16 on a GPU, float32 on a CPU.
+
+    Raises:
+        WrongModel: the checkpoint is not a DiffusionGemma.
+        CheckpointError: its tensors are not what they should be.
+        DoesNotFit: a GPU has no room for it.
+        OSError: there is no such checkpoint.
+    """
+    on_gpu = torch.cuda.is_available()
+    device, dtype = (torch.device("cuda"), torch.bfloat16) if on_gpu else (torch.device("cpu"), torch.float32)
+    folder = checkpoint_folder(settings.model)
+    config, stored = find_model(str(folder))
+    if on_gpu and not settings.cache_tokens:  # the gateway has chosen already, for it knows the refiner too
+        free = here(unused=True).room
+        settings = replace(settings, cache_tokens=fitting_cache_tokens(config, settings, stored, free))
+    if threads := settings.threads or (1 if config.hidden < SMALL else 0):
+        torch.set_num_threads(threads)
+    quantize = on_gpu and settings.quantize
+    weights = load_weights(folder, config, device, dtype, quantize=quantize, progress=settings.model)
+    budget = budget_of(config, settings)
+    defaults = sampling_defaults(folder)
+    defaults = replace(
+        defaults,
+        max_steps=min(settings.max_steps or defaults.max_steps, defaults.max_steps),
+        max_tokens=settings.max_tokens,
+    )
+    runner = Runner(Model(config, weights), budget)
+    if on_gpu:
+        runner.capture()
+    return Core(runner, Scheduler(budget), ChatTokenizer.load(str(folder)), defaults, config.canvas, config.context)

@@ -1,0 +1,257 @@
+"""Runs plans: turns them into tensors, calls model, head and sampler, and reads back what the host must know.
+
+A step is one function of tensors. On a CPU it is called; on a GPU a step without encoding is captured once for each number of canvases as a CUDA
+graph, head and stop test included, and replayed; what it reads is copied into tensors of its own before. The only thing a step waits for is the
+(B, 2) tensor of stop flags and mean entropies.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffusion_engine.model import Attended, KVCache, Model, Rows
+from diffusion_engine.pages import Kind
+from diffusion_engine.sampler import Canvases, Inputs
+from diffusion_engine.scheduler import Budget, Plan, Scheduler
+from diffusion_engine.sequence import CanvasReport, Sequence
+from moe_kernels.attention import PAGE, Spans, block_rows
+from moe_kernels.denoise_head import SKIP, denoise_head
+
+
+class Stepped(NamedTuple):
+    """What a step did to one canvas."""
+
+    sequence: Sequence
+    settled: bool  # stable and confident
+    mean_entropy: float  # nats
+
+
+class Runner:
+    """A model, its cache and its canvases on one device."""
+
+    def __init__(self, model: Model, budget: Budget) -> None:
+        self.model = model
+        self.cache = KVCache.empty(model.config, dict(budget.pages), model.dtype, model.device)
+        self._spare = budget.slots  # one slot belongs to nobody
+        self.canvases = Canvases.empty(model.config, budget.slots + 1, model.dtype, model.device)
+        most = -(-model.config.context // PAGE) + -(-model.config.canvas // PAGE) + 1
+        self._tables = {
+            kind: torch.zeros(budget.slots + 1, most, dtype=torch.int32, device=model.device) for kind in model.kinds
+        }
+        self._copied: dict[tuple[Kind, int], tuple[Sequence, int]] = {}  # of a kind and slot: how many pages of whom
+        self._last: tuple[Any, Rows] | None = None
+        self._graphs: dict[int, _Graph] = {}
+
+    @torch.inference_mode()
+    def run(self, plan: Plan, scheduler: Scheduler) -> list[Stepped]:
+        """Do a plan's work; one entry for each of its canvases, in their order."""
+        begin = [sequence for sequence in plan.canvases if sequence.step == 0]
+        if begin:
+            self._begin(begin)
+        for sequence in plan.sequences():
+            sequence.forwards += 1
+        for sequence in plan.canvases:
+            sequence.step += 1
+        rows, inputs = self._rows(plan, scheduler), self._inputs(plan.canvases)
+        graph = None if plan.chunks else self._graphs.get(len(plan.canvases))
+        flags = (graph.replay(rows, inputs) if graph else self._step(rows, inputs)).tolist()
+        return [
+            Stepped(sequence, bool(settled), mean)
+            for sequence, (settled, mean) in zip(plan.canvases, flags, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def report(self, sequence: Sequence, converged: bool) -> CanvasReport:
+        """Read a finished canvas."""
+        state, slot = self.canvases, sequence.slot
+        return CanvasReport(
+            ids=state.best[slot].tolist(),
+            logprobs=state.logprob[slot].tolist(),
+            entropy=state.entropy[slot].tolist(),
+            mean_entropy=(state.entropy_sum[slot] / sequence.step).tolist(),
+            changed_at=state.changed_at[slot].tolist(),
+            steps=sequence.step,
+            converged=converged,
+        )
+
+    @torch.inference_mode()
+    def look(self, sequence: Sequence) -> tuple[list[int], list[bool]]:
+        """A canvas as it stands: its most likely tokens, and which positions the last step took."""
+        return self.canvases.best[sequence.slot].tolist(), self.canvases.taken[sequence.slot].tolist()
+
+    @torch.inference_mode()
+    def probe(self) -> None:
+        """Denoise a canvas of nobody's. Raises what the device raises."""
+        self._step(*self._idle(1)).tolist()
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Capture the CUDA graphs, the largest first, so that the others find their memory in its pool."""
+        pool, aside = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        for count in range(self._spare, 0, -1):
+            self._graphs[count] = _Graph(self._step, *self._idle(count), pool, aside)
+        torch.cuda.empty_cache()  # what the warm-up held is the graphs' now
+
+    def _idle(self, count: int) -> tuple[Rows, Inputs]:
+        """Canvases of nobody's: all in the spare slot and on page 0."""
+        model, length = self.model, self.model.config.canvas
+        positions = torch.arange(length, device=model.device).repeat(count)
+        first, last = torch.zeros_like(positions).int(), torch.full_like(positions, length).int()
+        attended = {}
+        for kind in model.kinds:
+            spans = Spans(self._blocks([(self._spare, length)] * count, kind), first, last)
+            attended[kind] = Attended(positions % PAGE, self._tables[kind], spans, model.turn(positions, kind))
+        whole = self._tensor([[self._spare], [0], [1], [0], [1]]).repeat(1, count)
+        return Rows(positions[:0], positions, attended), Inputs(whole, torch.ones(3, count, device=model.device))
+
+    def _begin(self, sequences: list[Sequence]) -> None:
+        numbers = [(one.slot, len(one.tokens), one.sampling.seed) for one in sequences]
+        slots, start, seed = self._tensor(numbers).T
+        given = None
+        if any(one.given and not one.reports for one in sequences):
+            free = [-1] * self.model.config.canvas
+            given = self._tensor([one.given if one.given and not one.reports else free for one in sequences])
+        self.canvases.begin(slots, start, seed, given)
+
+    def _inputs(self, canvases: list[Sequence]) -> Inputs:
+        of = [one.sampling for one in canvases]
+        whole = [
+            [one.slot for one in canvases],
+            [len(one.tokens) for one in canvases],
+            [one.step for one in canvases],
+            [sampling.seed for sampling in of],
+            [sampling.stability for sampling in of],
+        ]
+        real = [
+            [sampling.temperature(one.step) for one, sampling in zip(canvases, of, strict=True)],
+            [sampling.entropy_bound for sampling in of],
+            [sampling.confidence for sampling in of],
+        ]
+        return Inputs(self._tensor(whole), self._tensor(real, torch.float32))
+
+    def _step(self, rows: Rows, inputs: Inputs) -> Tensor:
+        """(B, 2) float32: settled, mean entropy."""
+        causal, count = len(rows.tokens), len(inputs.slots)
+        tokens = self.canvases.tokens[inputs.slots].flatten()
+        soft = self.canvases.soft[inputs.slots].flatten(0, 1)
+        hidden = self.model.forward(rows, tokens, soft, self.cache)
+        if not count:
+            return torch.zeros(0, 2)
+        length = self.model.config.canvas
+        given = self.canvases.given[inputs.slots].flatten()
+
+        def spread(values: Tensor) -> Tensor:
+            return values[:, None].expand(count, length).flatten()
+
+        head = denoise_head(
+            hidden[causal:],
+            self.model.weights.embedding,
+            softcap=self.model.config.softcap,
+            temperature=spread(inputs.temperature),
+            seed=spread(inputs.seed),
+            step=spread(inputs.step),
+            position=rows.positions[causal:],
+            fixed=given,
+            skip=SKIP if hidden.is_cuda else 0.0,  # the twin gains nothing by it
+        )
+        return self.canvases.advance(inputs, head)
+
+    def _rows(self, plan: Plan, scheduler: Scheduler) -> Rows:
+        """Tensors of a plan's rows; those of the last plan, if it had the same canvases and nothing was encoded."""
+        key = [(one, len(one.tokens)) for one in plan.canvases]
+        if not plan.chunks and self._last is not None and self._last[0] == key:
+            return self._last[1]
+        for sequence in plan.sequences():
+            for kind, pages in scheduler.pages(sequence).items():
+                self._copy_table(kind, sequence, pages.table)
+        length = self.model.config.canvas
+        spans = [(chunk.sequence, chunk.start, chunk.length) for chunk in plan.chunks]
+        spans += [(sequence, len(sequence.tokens), length) for sequence in plan.canvases]
+        positions = torch.cat([torch.arange(start, start + count) for _, start, count in spans])
+        slots = torch.cat([torch.full((count,), one.slot) for one, _, count in spans])
+        encoded = sum(chunk.length for chunk in plan.chunks)
+        tokens = [token for chunk in plan.chunks for token in chunk.sequence.tokens[chunk.start :][: chunk.length]]
+        last = positions + 1
+        prefix = positions + 1
+        for i, sequence in enumerate(plan.canvases):
+            at = slice(encoded + i * length, encoded + (i + 1) * length)
+            last[at], prefix[at] = len(sequence.tokens) + length, len(sequence.tokens) + 1
+        device = self.model.device
+        positions, slots = positions.to(device), slots.to(device)
+        attended = {}
+        for kind in self.model.kinds:
+            window = scheduler.budget.windows[kind]
+            first = torch.zeros_like(prefix) if window is None else (prefix - window).clamp_(min=0)
+            tables = self._tables[kind]
+            places = tables[slots, positions // PAGE].long() * PAGE + positions % PAGE
+            blocks = self._blocks([(one.slot, count) for one, _, count in spans], kind)
+            attended[kind] = Attended(
+                places,
+                tables,
+                Spans(blocks, first.int().to(device), last.int().to(device)),
+                self.model.turn(positions, kind),
+            )
+        rows = Rows(self._tensor(tokens), positions, attended)
+        self._last = (key, rows) if not plan.chunks else None
+        return rows
+
+    def _blocks(self, spans: list[tuple[int, int]], kind: Kind) -> Tensor:
+        """Slots and their numbers of rows as the blocks that attention works in."""
+        layer = next(layer for layer in self.model.config.layers if layer.kind == kind)
+        most = block_rows(layer.heads, layer.kv_heads, self.model.device)
+        blocks, row = [], 0
+        for slot, count in spans:
+            blocks += [(slot, row + at, min(most, count - at)) for at in range(0, count, most)]
+            row += count
+        return torch.tensor(blocks, dtype=torch.int32, device=self.model.device).reshape(-1, 3)
+
+    def _copy_table(self, kind: Kind, sequence: Sequence, table: list[int]) -> None:
+        """Copy what is new in a sequence's page table to the device; pages given back since then are never read again."""
+        owner, copied = self._copied.get((kind, sequence.slot), (None, 0))
+        copied = copied if owner is sequence else 0
+        if copied < len(table):
+            self._tables[kind][sequence.slot, copied : len(table)] = self._tensor(table[copied:], torch.int32)
+            self._copied[kind, sequence.slot] = sequence, len(table)
+
+    def _tensor(self, values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=self.model.device)
+
+
+class _Graph:
+    """A step of B canvases, captured; it reads rows and inputs from tensors of its own."""
+
+    def __init__(
+        self, step: Callable[[Rows, Inputs], Tensor], rows: Rows, inputs: Inputs, pool: Any, aside: torch.cuda.Stream
+    ) -> None:
+        self._rows, self._inputs = rows, inputs
+        self._source: Rows | None = None
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # compiles kernels and fills caches, neither of which can be captured
+            for _ in range(2):
+                step(rows, inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool):
+            self._flags = step(rows, inputs)
+
+    def replay(self, rows: Rows, inputs: Inputs) -> Tensor:
+        """The step's flags, once it is through."""
+        if self._source is not rows:
+            for mine, theirs in zip(_tensors(self._rows), _tensors(rows), strict=True):
+                mine.copy_(theirs)
+            self._source = rows
+        self._inputs.whole.copy_(inputs.whole)
+        self._inputs.real.copy_(inputs.real)
+        self._graph.replay()
+        return self._flags
+
+
+def _tensors(rows: Rows) -> list[Tensor]:
+    """All that differs from step to step; page tables stay where they are."""
+    found = [rows.positions]
+    for attended in rows.attended.values():
+        spans = attended.spans
+        found += [attended.places, spans.blocks, spans.first, spans.last, *attended.turn]
+    return found
