@@ -9,7 +9,11 @@ import importlib
 
 from router.version import version
 
-COMMANDS = {"serve": ("router.server", "run the gateway")}
+COMMANDS = {
+    "serve": ("router.server", "run the gateway"),
+    "plan": ("router.plan", "tell whether two models fit a GPU"),
+    "convert": ("diffusion_engine.convert", "write a draft model's checkpoint in another form"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,11 +8,16 @@ from typing import Literal
 
 import msgspec
 
+from ar_engine import memory as refine_memory
 from ar_engine.engine import AutoregressiveEngine
 from classifiers.complexity import LinearComplexity
 from classifiers.quality import LogisticQuality
 from demo_models import store as demo
+from diffusion_engine import memory as draft_memory
 from diffusion_engine.engine import DiffusionEngine
+from engine_core.device import here
+from engine_core.memory import Device, Memory
+from router import plan
 from router.app import Parts
 from router.settings import Settings
 from router.state.cache import fingerprint
@@ -21,12 +26,24 @@ from router.version import version
 DEMO = "demo"
 
 
-def build(settings: Settings) -> Parts:
+def build(settings: Settings, device: Device | None = None) -> Parts:
     """Make what the application needs; weights load when the engines are started.
+
+    Args:
+        settings: of all of it.
+        device: what the engines will load onto; None for what is unused of the device that is here.
 
     Raises:
         ArtifactError: a classifier that can't be loaded.
+        PairDoesNotFit: the engines need more memory than there is.
     """
+    device = device or here(unused=True)
+    try:
+        found = sizes(settings, device)
+    except (OSError, ValueError):
+        pass  # not a model, or one that is still to be fetched: the engine says so, or tries it, when it starts
+    else:
+        settings = plan.admit(settings, found, device)
     draft = msgspec.structs.replace(settings.draft, model=_place("draft", settings.draft.model))
     refine = msgspec.structs.replace(settings.refine, model=_place("refine", settings.refine.model))
     complexity = Path(_place("complexity", settings.classifiers.complexity))
@@ -38,6 +55,41 @@ def build(settings: Settings) -> Parts:
         quality=LogisticQuality.load(quality),
         revision=revision(draft.model, refine.model),
     )
+
+
+class PairSizes:
+    """What a pair of models takes under any settings: the `Sizes` of `router.plan`."""
+
+    def __init__(self, draft: str, refine: str, device: Device) -> None:
+        """Look at configs; no weights are read. Raises OSError or ValueError: a model isn't here, or isn't one."""
+        self._on_gpu = device.kind == "cuda"
+        self._config, form = draft_memory.find_model(draft)
+        self._form: draft_memory.Form = form
+        self._refiner = refine_memory.RefinerShape.load(refine, on_gpu=self._on_gpu)
+
+    def draft(self, settings: Settings) -> Memory:
+        """The draft engine's."""
+        chosen = settings.draft
+        if self._on_gpu and not chosen.cache_tokens:
+            chosen = msgspec.structs.replace(chosen, cache_tokens=self._longest(settings))
+        return draft_memory.memory_of(self._config, chosen, self._form, on_gpu=self._on_gpu)
+
+    def refine(self, settings: Settings) -> Memory:
+        """The refine engine's."""
+        return refine_memory.memory_of(self._refiner, settings.refine, settings.server.max_prompt_chars)
+
+    def cache_tokens(self, settings: Settings, free: int) -> int:
+        """The draft engine's cache when so many bytes are its own."""
+        least = self._longest(settings)
+        return draft_memory.fitting_cache_tokens(self._config, settings.draft, self._form, free, least)
+
+    def _longest(self, settings: Settings) -> int:
+        return draft_memory.longest(self._config, settings.draft, settings.server.max_prompt_chars)
+
+
+def sizes(settings: Settings, device: Device) -> PairSizes:
+    """Those of the configured models. Raises OSError or ValueError: a model isn't here, or isn't one."""
+    return PairSizes(_place("draft", settings.draft.model), _place("refine", settings.refine.model), device)
 
 
 def banner(settings: Settings) -> str:
