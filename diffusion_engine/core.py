@@ -111,6 +111,9 @@ class Core:
             DraftRejected: it can never be served; says expected and got.
         """
         try:
+            most = self._scheduler.budget.slots
+            if not 1 <= request.candidates <= most:
+                raise ValueError(f"expected 1 to {most} candidates, got {request.candidates}")
             prompt = self._tokenizer.prompt(request.messages)
             template = (
                 Template.of(request.template, self._tokenizer, self._canvas, self._defaults.end_ids)
@@ -146,34 +149,41 @@ class Core:
             Exception: the step failed. Its requests have been told and dropped, the others are as they were.
         """
         self._end_late()
-        plan = self._scheduler.plan()
-        if not plan.sequences():
-            return
-        jobs = list(dict.fromkeys(self._jobs[sequence] for sequence in plan.sequences()))
+        jobs = list(dict.fromkeys(self._jobs.values()))
+        try:
+            plan = self._scheduler.plan()
+            jobs = list(dict.fromkeys(self._jobs[sequence] for sequence in plan.sequences()))
+            if jobs:
+                self._run(plan, jobs)
+        except Exception as error:
+            left = set(self._jobs.values())
+            for job in jobs:
+                if job in left:
+                    self.drop(job)
+                    job.failed(error)
+            raise
+
+    def _run(self, plan: Plan, jobs: list[Job]) -> None:
         now = monotonic()
         for job in jobs:
             job.started = job.started or now
-        try:
-            stepped = self.runner.run(plan, self._scheduler)
-            self._scheduler.encoded(plan)
-            for one in stepped:
-                self._take_in(one)
-        except Exception as error:
-            for job in set(self._jobs.values()).intersection(jobs):
-                self.drop(job)
-                job.failed(error)
-            raise
+        stepped = self.runner.run(plan, self._scheduler)
+        self._scheduler.encoded(plan)
+        for one in stepped:
+            self._take_in(one)
 
     def probe(self) -> None:
         """Raise if the device can't run a step any more."""
         self.runner.probe()
 
     def _take_in(self, one: Stepped) -> None:
-        sequence, job = one.sequence, self._jobs[one.sequence]
+        sequence, job = one.sequence, self._jobs.get(one.sequence)
+        if job is None:
+            return  # dropped while others were told
         state = sequence.after_step(one.settled, one.mean_entropy)
         if job.request.updates:
             job.update(self._update(sequence))
-        if state == "go on":
+        if state == "go on" or sequence not in self._jobs:
             return
         sequence.end_canvas(self.runner.report(sequence, state == "converged"), state == "given up")
         if sequence.finish is None:
@@ -186,11 +196,18 @@ class Core:
     def _finish(self, job: Job, finished: list[Sequence]) -> None:
         elapsed = 0.0 if job.started is None else monotonic() - job.started
         self.drop(job)
-        job.done(rank([result_of(one, self._tokenizer, job.template, elapsed) for one in finished]))
+        try:
+            results = rank([result_of(one, self._tokenizer, job.template, elapsed) for one in finished])
+        except Exception as error:  # noqa: BLE001 - whatever a tokenizer makes of a text, the others have nothing to do with it
+            job.failed(error)
+            return
+        job.done(results)
 
     def _end_late(self) -> None:
         now = monotonic()
-        for job in [job for job in dict.fromkeys(self._jobs.values()) if job.deadline and now >= job.deadline]:
+        for job in [
+            job for job in dict.fromkeys(self._jobs.values()) if job.deadline is not None and now >= job.deadline
+        ]:
             finished = [sequence for sequence in job.group.sequences if sequence.reports]
             for sequence in finished:
                 sequence.finish = sequence.finish or "deadline"
@@ -203,20 +220,26 @@ class Core:
 
     def _update(self, sequence: Sequence) -> CanvasUpdate:
         ids, taken = self.runner.look(sequence)
-        end = next((i for i, token in enumerate(ids) if token in sequence.sampling.end_ids), len(ids))
+        room = sequence.sampling.max_tokens - len(sequence.tokens) + len(sequence.prompt)
+        end = next((i for i, token in enumerate(ids) if token in sequence.sampling.end_ids), room)
+        ids, taken = ids[: min(end, room)], taken[: min(end, room)]
         return CanvasUpdate(
             candidate=sequence.candidate,
             canvas=len(sequence.reports),
             step=sequence.step,
-            text=self._tokenizer.decode(ids[:end]),
-            token_ids=tuple(ids[:end]),
-            settled=tuple(taken[:end]),
+            text=self._tokenizer.decode(ids),
+            token_ids=tuple(ids),
+            settled=tuple(taken),
         )
 
     def _sampling(self, request: DraftRequest, prompt_tokens: int, template: Template | None) -> Sampling:
         """The request's own wishes over the defaults. Raises ValueError: out of range, or more than the context holds."""
         default = self._defaults
         most = template.length if template else request.max_tokens
+        if template and template.length > default.max_tokens:
+            raise ValueError(f"expected a template of at most {default.max_tokens} tokens, got {template.length}")
+        if most is not None and most < 1:
+            raise ValueError(f"expected max_tokens of at least 1, got {most}")
         wishes = {
             "max_steps": request.max_steps and min(request.max_steps, default.max_steps),
             "t_min": request.t_min,

@@ -95,12 +95,10 @@ class Scheduler:
 
         Raises:
             TooLong: it needs more slots or pages than there are; says expected and got.
-            ValueError: no candidate, or a negative priority.
+            ValueError: a negative priority, which would overtake without limit.
         """
-        if group.slots < 1 or group.priority < 0:
-            raise ValueError(
-                f"expected at least 1 candidate and a priority of at least 0, got {group.slots} and {group.priority}"
-            )
+        if group.priority < 0:
+            raise ValueError(f"expected a priority of at least 0, got {group.priority}")
         if group.slots > self.budget.slots:
             raise TooLong(f"expected at most {self.budget.slots} candidates, got {group.slots}")
         for kind, needed in self._needs(group).items():

@@ -32,8 +32,8 @@ class Sampling(Struct, frozen=True, kw_only=True):
         for name, low in (("max_steps", 1), ("max_tokens", 1), ("stability", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"expected {name} of at least {low}, got {getattr(self, name)}")
-        if not 0 <= self.t_min <= self.t_max:
-            raise ValueError(f"expected 0 <= t_min <= t_max, got {self.t_min} and {self.t_max}")
+        if not 0 <= self.t_min <= self.t_max < math.inf:
+            raise ValueError(f"expected 0 <= t_min <= t_max < inf, got {self.t_min} and {self.t_max}")
         for name in ("entropy_bound", "confidence"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"expected {name} of at least 0, got {getattr(self, name)}")

@@ -159,16 +159,16 @@ def test_infilling_keeps_what_is_given_and_fills_the_gap(model: Model) -> None:
     ("wish", "says"),
     [
         ({"max_tokens": 600}, r"at most 512 tokens in all, got a prompt of 40 and 600 answer tokens"),
-        ({"candidates": 99}, r"at most 16 candidates, got 99"),
-        ({"candidates": 0}, r"at least 1 candidate .*, got 0 and 0"),
+        ({"candidates": 99}, r"1 to 16 candidates, got 99"),
+        ({"candidates": 0}, r"1 to 16 candidates, got 0"),
         ({"max_steps": -1}, r"max_steps of at least 1, got -1"),
-        ({"t_min": 0.9}, r"0 <= t_min <= t_max, got 0.9 and 0.8"),
+        ({"t_min": 0.9}, r"0 <= t_min <= t_max < inf, got 0.9 and 0.8"),
         ({"entropy_bound": float("nan")}, r"entropy_bound of at least 0, got nan"),
         ({"stability": -1}, r"stability of at least 0, got -1"),
         ({"seed": 2**63}, r"seed of 64 bits, got 9223372036854775808"),
         ({"template": ("1 2",)}, r"a gap to fill, got none"),
         ({"template": (99,)}, r"at most 8 tokens, got 99"),
-        ({"priority": -1}, r"priority of at least 0, got 1 and -1"),
+        ({"priority": -1}, r"priority of at least 0, got -1"),
     ],
 )
 def test_what_can_never_be_served_is_refused_with_expected_and_got(model: Model, wish: dict, says: str) -> None:
