@@ -33,6 +33,7 @@ def load_core(settings: DraftSettings) -> Core:
     if on_gpu and not settings.cache_tokens:  # the gateway has chosen already, for it knows the refiner too
         free = here(unused=True).room
         settings = replace(settings, cache_tokens=fitting_cache_tokens(config, settings, stored, free))
+    torch.set_flush_denormal(True)  # of this thread: probabilities near 0 are many, and each would cost a hundred cycles
     if threads := settings.threads or (1 if config.hidden < SMALL else 0):
         torch.set_num_threads(threads)
     quantize = on_gpu and settings.quantize
