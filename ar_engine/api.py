@@ -51,7 +51,7 @@ class RefineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     mode: RefineMode = "exact"  # what to do with a rejected draft
     max_tokens: int = 1024  # most tokens in one answer, also the default
     max_waiting: int = 256  # requests queued before RefineOverloaded
-    threads: int = 0  # torch intra-op threads on CPU; 0 leaves torch's own choice
+    threads: int = 0  # torch intra-op threads on CPU; 0: one for a small model, else torch's own choice
 
 
 class Draft(Struct, frozen=True, kw_only=True):

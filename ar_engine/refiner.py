@@ -23,6 +23,7 @@ from ar_engine.api import (
     ScoreRequest,
 )
 from engine_core.chat import ChatTokenizer, TextStream, fit
+from engine_core.device import use_threads
 
 
 class CausalRefiner:
@@ -45,10 +46,9 @@ class CausalRefiner:
             ValueError: the checkpoint is not a causal language model.
             OSError: there is no such checkpoint.
         """
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
         device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
         model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype)
+        use_threads(settings.threads, model.config.get_text_config().hidden_size)
         return cls(model.to(device).eval(), ChatTokenizer.load(settings.model), settings)
 
     @torch.inference_mode()

@@ -56,7 +56,8 @@ class Checkpoint(NamedTuple):
 
     def settings(self, max_waiting: int = 256) -> DraftSettings:
         """Our engine's."""
-        return DraftSettings(model=self.ours, max_tokens=self.tokens, max_waiting=max_waiting)
+        threads = torch.get_num_threads()  # as many as transformers has
+        return DraftSettings(model=self.ours, max_tokens=self.tokens, max_waiting=max_waiting, threads=threads)
 
 
 class Ours:

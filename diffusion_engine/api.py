@@ -46,7 +46,7 @@ class DraftSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How to load and run the draft model."""
 
     model: str = "demo"  # a checkpoint's name or folder; "demo" is the one shipped in demo_models
-    max_steps: int = 0  # most denoising steps per canvas; 0: what the checkpoint says
+    max_steps: int = 0  # most denoising steps per canvas, up to what the checkpoint says; 0: that
     max_tokens: int = 1024  # most tokens in one draft, also the default
     max_running: int = 16  # canvases denoised together; a request needs one for each candidate
     max_waiting: int = 256  # requests queued before DraftOverloaded
@@ -102,7 +102,7 @@ class DraftSignals(Struct, frozen=True, kw_only=True):
     late_flips: int  # tokens whose most likely id changed in the last third of the steps
     agreement: float | None = None  # mean share of tokens that the other candidates have too; None: there are none
     forwards: int = 0  # forward passes it took part in, encoding included
-    reused_tokens: int = 0  # prompt tokens that an earlier request had encoded
+    reused_tokens: int = 0  # prompt tokens that another request or candidate had encoded
 
 
 class DraftResult(Struct, frozen=True, kw_only=True):
@@ -129,6 +129,6 @@ class DraftLoad(Struct, frozen=True, kw_only=True):
     state: Literal["loading", "ready", "failed", "closed"]
     running: int
     waiting: int
-    capacity: int  # requests that can run at once
+    capacity: int  # canvases that can run at once; a request takes one for each candidate
     context_tokens: int  # longest prompt plus answer; 0 until loaded
     detail: str = ""  # why it failed

@@ -21,7 +21,7 @@ class Steps(Protocol):
     """What runs a plan: `runner.Runner`, or a test's stand-in."""
 
     def run(self, plan: Plan, scheduler: Scheduler) -> list[Stepped]:
-        """Do a plan's work; one entry for each of its canvases, in their order."""
+        """Do a plan's work; one entry for each of its canvases."""
         ...
 
     def report(self, sequence: Sequence, converged: bool) -> CanvasReport:
@@ -182,7 +182,13 @@ class Core:
             return  # dropped while others were told
         state = sequence.after_step(one.settled, one.mean_entropy)
         if job.request.updates:
-            job.update(self._update(sequence))
+            try:
+                update = self._update(sequence)
+            except Exception as error:  # noqa: BLE001 - as in _finish
+                self.drop(job)
+                job.failed(error)
+                return
+            job.update(update)
         if state == "go on" or sequence not in self._jobs:
             return
         sequence.end_canvas(self.runner.report(sequence, state == "converged"), state == "given up")

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from typing import Any, overload
 
 from diffusion_engine.api import DraftEvent, DraftRequest, DraftResult, DraftSettings
-from diffusion_engine.core import Core
+from diffusion_engine.core import Core, Job
 from diffusion_engine.load import load_core
+
+Inbox = deque[DraftEvent | Exception | None]
 
 
 class DiffusionGemmaModel:
@@ -86,8 +88,17 @@ class DiffusionGemmaModel:
         Raises:
             DraftRejected: as `generate`.
         """
-        inboxes = [self._add(messages, options) for messages in conversations]
-        return [[event for event in self._drain(inbox) if isinstance(event, DraftResult)] for inbox in inboxes]
+        jobs: list[Job] = []
+        try:
+            inboxes = []
+            for messages in conversations:
+                job, inbox = self._add(messages, options)
+                jobs.append(job)
+                inboxes.append(inbox)
+            return [[event for event in self._drain(inbox) if isinstance(event, DraftResult)] for inbox in inboxes]
+        finally:  # after an error, the others would go on with the next call
+            for job in jobs:
+                self._core.drop(job)
 
     def stream(self, prompt: str, **options: Any) -> Iterator[DraftEvent]:
         """Yield the canvas as it settles, a CanvasUpdate after each step, and last the DraftResult of each candidate.
@@ -99,20 +110,24 @@ class DiffusionGemmaModel:
         Raises:
             DraftRejected: as `generate`.
         """
-        return self._drain(self._add([{"role": "user", "content": prompt}], options | {"updates": True}))
+        job, inbox = self._add([{"role": "user", "content": prompt}], options | {"updates": True})
+        try:
+            yield from self._drain(inbox)
+        finally:  # also when nobody wants the rest
+            self._core.drop(job)
 
-    def _add(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> deque[DraftEvent | Exception | None]:
-        """Put a conversation in line; its events, and None after the last, will be in the deque."""
-        inbox: deque[DraftEvent | Exception | None] = deque()
-        self._core.add(
+    def _add(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> tuple[Job, Inbox]:
+        """Put a conversation in line; its events, and None after the last, will be in the inbox."""
+        inbox: Inbox = deque()
+        job = self._core.add(
             DraftRequest(request_id="", messages=tuple(messages), **options),
             update=inbox.append,
             done=lambda results: inbox.extend([*results, None]),
             failed=inbox.append,
         )
-        return inbox
+        return job, inbox
 
-    def _drain(self, inbox: deque[DraftEvent | Exception | None]) -> Iterator[DraftEvent]:
+    def _drain(self, inbox: Inbox) -> Iterator[DraftEvent]:
         while True:
             while not inbox:
                 self._core.step()

@@ -12,9 +12,7 @@ from diffusion_engine.runner import Runner
 from diffusion_engine.scheduler import Scheduler
 from diffusion_engine.weights import load_weights
 from engine_core.chat import ChatTokenizer
-from engine_core.device import here
-
-SMALL = 1024  # hidden features below which several threads wait for each other longer than they work
+from engine_core.device import here, use_threads
 
 
 def load_core(settings: DraftSettings) -> Core:
@@ -33,9 +31,10 @@ def load_core(settings: DraftSettings) -> Core:
     if on_gpu and not settings.cache_tokens:  # the gateway has chosen already, for it knows the refiner too
         free = here(unused=True).room
         settings = replace(settings, cache_tokens=fitting_cache_tokens(config, settings, stored, free))
-    torch.set_flush_denormal(True)  # of this thread: probabilities near 0 are many, and each would cost a hundred cycles
-    if threads := settings.threads or (1 if config.hidden < SMALL else 0):
-        torch.set_num_threads(threads)
+    torch.set_flush_denormal(
+        True
+    )  # of this thread: probabilities near 0 are many, and each would cost a hundred cycles
+    use_threads(settings.threads, config.hidden)
     quantize = on_gpu and settings.quantize
     weights = load_weights(folder, config, device, dtype, quantize=quantize, progress=settings.model)
     budget = budget_of(config, settings)
@@ -46,6 +45,5 @@ def load_core(settings: DraftSettings) -> Core:
         max_tokens=settings.max_tokens,
     )
     runner = Runner(Model(config, weights), budget)
-    if on_gpu:
-        runner.capture()
+    runner.capture()
     return Core(runner, Scheduler(budget), ChatTokenizer.load(str(folder)), defaults, config.canvas, config.context)

@@ -63,10 +63,11 @@ def _holds_mlp(folder: Path | None) -> bool | None:
 
 
 def budget_of(config: ModelConfig, settings: DraftSettings) -> Budget:
-    """What a step and the cache may hold. Raises ValueError: not even one canvas, or one token."""
-    for name in ("max_running", "encode_tokens"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"expected draft.{name} of at least 1, got {getattr(settings, name)}")
+    """What a step and the cache may hold. Raises ValueError: a setting is out of its range."""
+    least = {"max_running": 1, "encode_tokens": 1, "max_tokens": 1, "max_steps": 0, "cache_tokens": 0}
+    for name, low in least.items():
+        if getattr(settings, name) < low:
+            raise ValueError(f"expected draft.{name} of at least {low}, got {getattr(settings, name)}")
     windows: dict[Kind, int | None] = {
         layer.kind: config.window if layer.kind == "sliding_attention" else None for layer in config.layers
     }

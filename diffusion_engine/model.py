@@ -19,8 +19,8 @@ from torch.nn.functional import gelu, linear
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from diffusion_engine.config import LayerShape, ModelConfig
-from diffusion_engine.pages import Kind
-from moe_kernels.attention import PAGE, Spans, paged_attention
+from diffusion_engine.pages import PAGE, Kind
+from moe_kernels.attention import Spans, paged_attention
 from moe_kernels.linear import NVFP4Linear, nvfp4_linear
 from moe_kernels.moe import DenseExperts, Experts, experts_mlp
 from moe_kernels.norms import (
@@ -87,7 +87,7 @@ class Weights:
 
 @dataclass
 class KVCache:
-    """Keys and values of every layer, in pages (P, 16, M, D) that sequences are given; those of page 0 are never read."""
+    """Keys and values of every layer, in pages (P, 16, M, D) that sequences are given; page 0 is nobody's."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -147,13 +147,14 @@ class Model:
         """What it computes in."""
         return self.weights.embedding.dtype
 
-    def forward(self, rows: Rows, canvas: Tensor, soft: Tensor, cache: KVCache) -> Tensor:
+    def forward(self, rows: Rows, canvas: Tensor, soft: Tensor | None, cache: KVCache) -> Tensor:
         """Write every row's keys and values, and return the normed last hidden states.
 
         Args:
             rows: T encoder rows and B canvases of C rows.
             canvas: (B C,) int64, their tokens.
-            soft: (B C, H), the previous step's mean embedding of each canvas position, unscaled; 0 in a canvas's first step.
+            soft: (B C, H), the previous step's mean embedding of each canvas position, unscaled; 0 in a canvas's first step. None is 0 for
+                all, without the work.
             cache: written to.
 
         Returns:
@@ -178,13 +179,15 @@ class Model:
         angles = torch.cat((angles, angles), dim=-1)
         return (angles.cos() * scale).to(self.dtype), (angles.sin() * scale).to(self.dtype)
 
-    def _embed(self, tokens: Tensor, canvas: Tensor, soft: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor, canvas: Tensor, soft: Tensor | None) -> Tensor:
         embedding, eps = self.weights.embedding, self.config.eps
         encoder = embedding[tokens] * self._scale
         if not len(canvas):
             return encoder
-        signal = rms_norm(soft * self._scale, self.weights.conditioning_norm, eps)
-        decoder = rms_norm(embedding[canvas] * self._scale + self.weights.conditioning(signal), None, eps)
+        decoder = embedding[canvas] * self._scale
+        if soft is not None:
+            decoder += self.weights.conditioning(rms_norm(soft * self._scale, self.weights.conditioning_norm, eps))
+        decoder = rms_norm(decoder, None, eps)
         return torch.cat([encoder, decoder]) if len(tokens) else decoder
 
     def _layer_scalars(self, causal: int, canvas: int) -> list[Tensor]:

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from diffusion_engine.model import Attended, KVCache, Model, Rows
-from diffusion_engine.pages import Kind
+from diffusion_engine.pages import PAGE, Kind
 from diffusion_engine.sampler import Canvases, Inputs
 from diffusion_engine.scheduler import Budget, Plan, Scheduler
 from diffusion_engine.sequence import CanvasReport, Sequence
-from moe_kernels.attention import PAGE, Spans, block_rows
+from moe_kernels.attention import Spans, block_rows
 from moe_kernels.denoise_head import SKIP, denoise_head
+from moe_kernels.dispatch import backend
+from moe_kernels.moe import Experts
 
 
 class Stepped(NamedTuple):
@@ -32,6 +34,7 @@ class Runner:
     """A model, its cache and its canvases on one device."""
 
     def __init__(self, model: Model, budget: Budget) -> None:
+        """Take memory for the cache and the canvases; the budget is the scheduler's."""
         self.model = model
         self.cache = KVCache.empty(model.config, dict(budget.pages), model.dtype, model.device)
         self._spare = budget.slots  # one slot belongs to nobody
@@ -46,7 +49,7 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, plan: Plan, scheduler: Scheduler) -> list[Stepped]:
-        """Do a plan's work; one entry for each of its canvases, in their order."""
+        """Do a plan's work; one entry for each of its canvases."""
         begin = [sequence for sequence in plan.canvases if sequence.step == 0]
         if begin:
             self._begin(begin)
@@ -55,8 +58,13 @@ class Runner:
         for sequence in plan.canvases:
             sequence.step += 1
         rows, inputs = self._rows(plan, scheduler), self._inputs(plan.canvases)
+        # A GPU has compiled its kernels for given tokens, which cost it nothing.
+        infilling = rows.positions.is_cuda or any(one.given and not one.reports for one in plan.canvases)
+        fresh = all(one.step == 1 for one in plan.canvases)
         graph = None if plan.chunks else self._graphs.get(len(plan.canvases))
-        flags = (graph.replay(rows, inputs) if graph else self._step(rows, inputs)).tolist()
+        flags = (
+            graph.replay(rows, inputs) if graph else self._step(rows, inputs, infilling=infilling, fresh=fresh)
+        ).tolist()
         return [
             Stepped(sequence, bool(settled), mean)
             for sequence, (settled, mean) in zip(plan.canvases, flags, strict=True)
@@ -88,7 +96,14 @@ class Runner:
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Capture the CUDA graphs, the largest first, so that the others find their memory in its pool."""
+        """Capture the CUDA graphs, the largest first, so that the others find their memory in its pool.
+
+        Nothing is captured where torch twins compute, on a CPU, an old GPU or with plain experts: they read numbers on the host.
+        """
+        packed = all(isinstance(layer.experts, Experts) for layer in self.model.weights.layers)
+        device = self.model.device
+        if device.type != "cuda" or not packed or backend("experts_mlp", device) == "torch":
+            return
         pool, aside = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         for count in range(self._spare, 0, -1):
             self._graphs[count] = _Graph(self._step, *self._idle(count), pool, aside)
@@ -101,7 +116,8 @@ class Runner:
         first, last = torch.zeros_like(positions).int(), torch.full_like(positions, length).int()
         attended = {}
         for kind in model.kinds:
-            spans = Spans(self._blocks([(self._spare, length)] * count, kind), first, last)
+            blocks = self._blocks([(self._spare, length)] * count, kind)
+            spans = Spans(blocks, first.clone(), last.clone())  # a graph writes to them, for each kind something else
             attended[kind] = Attended(positions % PAGE, self._tables[kind], spans, model.turn(positions, kind))
         whole = self._tensor([[self._spare], [0], [1], [0], [1]]).repeat(1, count)
         return Rows(positions[:0], positions, attended), Inputs(whole, torch.ones(3, count, device=model.device))
@@ -131,16 +147,23 @@ class Runner:
         ]
         return Inputs(self._tensor(whole), self._tensor(real, torch.float32))
 
-    def _step(self, rows: Rows, inputs: Inputs) -> Tensor:
-        """(B, 2) float32: settled, mean entropy."""
+    def _step(self, rows: Rows, inputs: Inputs, *, infilling: bool = True, fresh: bool = False) -> Tensor:
+        """(B, 2) float32: settled, mean entropy.
+
+        Args:
+            rows: of encoder and canvases.
+            inputs: of B canvases.
+            infilling: whether any canvas has given tokens; a graph is captured as if.
+            fresh: whether it is the first step of every canvas, so that there is nothing to condition on.
+        """
         causal, count = len(rows.tokens), len(inputs.slots)
         tokens = self.canvases.tokens[inputs.slots].flatten()
-        soft = self.canvases.soft[inputs.slots].flatten(0, 1)
+        soft = None if fresh else self.canvases.soft[inputs.slots].flatten(0, 1)
         hidden = self.model.forward(rows, tokens, soft, self.cache)
         if not count:
             return torch.zeros(0, 2)
         length = self.model.config.canvas
-        given = self.canvases.given[inputs.slots].flatten()
+        given = self.canvases.given[inputs.slots].flatten() if infilling else None
 
         def spread(values: Tensor) -> Tensor:
             return values[:, None].expand(count, length).flatten()
@@ -155,6 +178,7 @@ class Runner:
             position=rows.positions[causal:],
             fixed=given,
             skip=SKIP if hidden.is_cuda else 0.0,  # the twin gains nothing by it
+            done=None if infilling else self.canvases.done(inputs),
         )
         return self.canvases.advance(inputs, head)
 
@@ -233,7 +257,8 @@ class _Graph:
                 step(rows, inputs)
         torch.cuda.current_stream().wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        # Only this thread's calls are looked at: the refiner may load or work meanwhile.
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._flags = step(rows, inputs)
 
     def replay(self, rows: Rows, inputs: Inputs) -> Tensor:

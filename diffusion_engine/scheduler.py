@@ -77,14 +77,13 @@ class Scheduler:
         self._group_of: dict[Sequence, Group] = {}
         self._hashes: dict[Sequence, PrefixHashes] = {}  # of those that share
         self._waiting: list[tuple[int, int, Group]] = []
-        self._gone: set[Group] = set()  # cancelled while waiting
         self._free_slots = list(range(budget.slots - 1, -1, -1))
         self._tickets = 0
 
     @property
     def waiting(self) -> int:
         """Requests not yet admitted."""
-        return len(self._waiting) - len(self._gone)
+        return len(self._waiting)
 
     def pages(self, sequence: Sequence) -> Mapping[Kind, Pages]:
         """The pages of a running sequence, by kind of layer."""
@@ -129,8 +128,9 @@ class Scheduler:
         """Let a whole request go, waiting or running."""
         if any(sequence in self._pages for sequence in group.sequences):
             self.remove(group.sequences)
-        elif any(entry[2] is group for entry in self._waiting):
-            self._gone.add(group)
+        else:
+            self._waiting = [entry for entry in self._waiting if entry[2] is not group]
+            heapq.heapify(self._waiting)
 
     def plan(self) -> Plan:
         """Admit who fits, and choose the next step's work; both lists are empty when there is nothing to do."""
@@ -168,22 +168,20 @@ class Scheduler:
     def _admit(self) -> None:
         while self._waiting:
             group = self._waiting[0][2]
-            if group not in self._gone:
-                if group.slots > len(self._free_slots):
-                    return
-                if any(needed > self.pools[kind].available for kind, needed in self._needs(group).items()):
-                    return
-                for sequence in group.sequences:
-                    sequence.slot = self._free_slots.pop()
-                    self._group_of[sequence] = group
-                    if group.share_key is not None:
-                        self._hashes[sequence] = PrefixHashes(group.share_key)
-                    self._pages[sequence] = {
-                        kind: Pages(self.pools[kind], sequence.longest, window, self._most_rows(sequence))
-                        for kind, window in self.budget.windows.items()
-                    }
-                    self.running.append(sequence)
-            self._gone.discard(group)  # first: a reader of `waiting` in another thread never sees fewer than there are
+            if group.slots > len(self._free_slots):
+                return
+            if any(needed > self.pools[kind].available for kind, needed in self._needs(group).items()):
+                return
+            for sequence in group.sequences:
+                sequence.slot = self._free_slots.pop()
+                self._group_of[sequence] = group
+                if group.share_key is not None:
+                    self._hashes[sequence] = PrefixHashes(group.share_key)
+                self._pages[sequence] = {
+                    kind: Pages(self.pools[kind], sequence.longest, window, self._most_rows(sequence))
+                    for kind, window in self.budget.windows.items()
+                }
+                self.running.append(sequence)
             heapq.heappop(self._waiting)
 
     def _needs(self, group: Group) -> dict[Kind, int]:

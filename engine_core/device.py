@@ -7,7 +7,21 @@ import torch
 
 from engine_core.memory import CONTEXT, Device
 
+_ALL = torch.get_num_threads()  # before anyone sets another number
+
+SMALL = 1024  # hidden features below which several threads wait for each other longer than they work
 LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container; "max" where there is none
+
+
+def use_threads(wanted: int, hidden: int) -> None:
+    """Set how many threads share an operation on a CPU, for work of the calling thread.
+
+    Args:
+        wanted: so many; 0 for one where the model is small, and else for all cores: two engines with several threads each, waiting for
+            each other's cores at every operation, take several times as long.
+        hidden: the model's hidden features.
+    """
+    torch.set_num_threads(wanted or (1 if hidden < SMALL else _ALL))
 
 
 def here(*, unused: bool = False) -> Device:

@@ -166,7 +166,8 @@ class EngineLoop(Generic[Request]):
         if ticket.deadline is None or not ticket.events.empty():  # what is there already is never too late
             return await ticket.events.get()
         try:
-            return await asyncio.wait_for(ticket.events.get(), ticket.deadline - time.monotonic() + GRACE_S)
+            async with asyncio.timeout(ticket.deadline - time.monotonic() + GRACE_S):
+                return await ticket.events.get()
         except TimeoutError:
             message = f"expected a result of the {self.name} engine within {deadline_s} s, got none"
             raise self._errors.deadline(message) from None

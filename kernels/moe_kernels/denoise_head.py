@@ -36,6 +36,7 @@ so `soft` is unscaled and rounded, for the caller to scale.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,9 @@ _COLDEST = 2.0**-64  # in place of temperature 0; what follows of it for all but
 _NOTHING = -1e30  # a forbidden token's logit: far below all others, but finite, so that differences and 0 * it are
 
 
+Done = Callable[[slice, Tensor, Tensor], bool]  # of rows, given their argmax and entropy: nothing is drawn for them
+
+
 class DenoiseHead(NamedTuple):
     """What `denoise_head` tells of each row."""
 
@@ -85,6 +89,7 @@ def denoise_head(
     allowed: Tensor | None = None,
     fixed: Tensor | None = None,
     skip: float = SKIP,
+    done: Done | None = None,
 ) -> DenoiseHead:
     """Argmax, sample, entropy, log-probabilities and mean embedding of p = softmax(l / temperature).
 
@@ -107,24 +112,27 @@ def denoise_head(
         allowed: (R, ceil(V / 32)) int32, bit v % 32 of word v // 32 for token v; None allows all.
         fixed: (R,) int64, a token or -1; None fixes none.
         skip: the probability that may be missing from soft, at most; 0 for none.
+        done: spares a CPU what nobody will read. Where the vocabulary is small, it is asked for each block of rows, given their
+            argmax and entropy as they are before greedy and fixed rows are seen to; if it says True, their sample is their argmax and
+            their soft 0.
 
     Raises:
         ValueError: shapes, dtypes or numbers are not as above.
         KernelUnsupported: a tensor is not contiguous.
     """
-    run = denoise_head_triton if backend("denoise_head", hidden.device) == "triton" else denoise_head_torch
-    return run(
-        hidden,
-        embedding,
-        softcap=softcap,
-        temperature=temperature,
-        seed=seed,
-        step=step,
-        position=position,
-        allowed=allowed,
-        fixed=fixed,
-        skip=skip,
-    )
+    options: dict[str, Any] = {
+        "softcap": softcap,
+        "temperature": temperature,
+        "seed": seed,
+        "step": step,
+        "position": position,
+        "allowed": allowed,
+        "fixed": fixed,
+        "skip": skip,
+    }
+    if backend("denoise_head", hidden.device) == "triton":
+        return denoise_head_triton(hidden, embedding, **options)
+    return denoise_head_torch(hidden, embedding, **options, done=done)
 
 
 def denoise_head_torch(
@@ -139,6 +147,7 @@ def denoise_head_torch(
     allowed: Tensor | None = None,
     fixed: Tensor | None = None,
     skip: float = SKIP,
+    done: Done | None = None,
 ) -> DenoiseHead:
     """Twin of the kernel: one pass over the vocabulary, with a running normaliser like flash attention's.
 
@@ -160,10 +169,15 @@ def denoise_head_torch(
             x = block.x @ part.T
             if softcap:
                 x.tanh_().mul_(block.scale)
+            own = slice(i * _CPU_ROWS, min(rows, (i + 1) * _CPU_ROWS))
+            count = own.stop - own.start
             if allowed is not None:
-                own = allowed[i * _CPU_ROWS : (i + 1) * _CPU_ROWS]
-                x[: len(own)].masked_fill_(_forbidden(own, first, len(part)), _NOTHING)
-            block.add(x, part, first, floor)
+                x[:count].masked_fill_(_forbidden(allowed[own], first, len(part)), _NOTHING)
+            seen = block.see(x, first)
+            if done is not None and vocab <= _CPU_TOKENS and done(own, block.argmax[:count], block.entropy[:count]):
+                block.draw_nothing()
+            else:
+                block.draw(seen, part, first, floor)
     return _result(blocks, embedding, temperature, fixed)
 
 
@@ -240,9 +254,8 @@ class _Block:
         self.argmax = self.sample = key[0].new_full((len(x),), -1)
         self.entropy, self.soft = x.new_zeros(len(x)), torch.zeros_like(x)
 
-    def add(self, x: Tensor, part: Tensor, first: int, floor: float) -> None:
-        """Take in logits x (B, n) of the tokens from `first`, whose embeddings are `part`."""
-        seed, position, step = self.key
+    def see(self, x: Tensor, first: int) -> "_Seen":
+        """Take in logits x (B, n) of the tokens from `first`, as far as argmax and entropy go."""
         if tail := -x.shape[1] % GROUP:
             x = torch.nn.functional.pad(x, (0, tail), value=_NOTHING)
         x = x.unflatten(1, (-1, GROUP))
@@ -260,16 +273,6 @@ class _Block:
         self.argmax = torch.where(higher, begin.add_(logits.argmax(1)), self.argmax)
         self.peak = torch.maximum(peak, self.peak)
 
-        score, group = (mass + gumbel(seed, position, step, GROUPS, first // GROUP, mass.shape[1])).max(1)
-        higher = score > self.score
-        if higher.any():
-            begin, logits = _group_of(x, group, first)
-            drawn = logits + gumbel(seed, position, step, TOKENS, begin, GROUP)
-            column = drawn.argmax(1)
-            self.sample = torch.where(higher, begin.add_(column), self.sample)
-            self.sampled = torch.where(higher, logits.gather(1, column[:, None])[:, 0], self.sampled)
-            self.score = torch.maximum(score, self.score)
-
         # Groups and what came before are parts of one distribution: its entropy follows from theirs.
         parts = torch.cat([self.log_z[:, None], mass], 1)
         top = parts.amax(1, keepdim=True)
@@ -279,12 +282,42 @@ class _Block:
         share = log_q.exp()
         self.log_z = log_z[:, 0]
         self.entropy = torch.cat([self.entropy[:, None], spread], 1).sub_(log_q).mul_(share).sum(1)
+        return _Seen(x, e, total, mass, log_q, share)
+
+    def draw(self, seen: "_Seen", part: Tensor, first: int, floor: float) -> None:
+        """Take in the same as far as sample and soft embedding go; `part` are the tokens' embeddings."""
+        x, e, total, mass, log_q, share = seen
+        seed, position, step = self.key
+        score, group = (mass + gumbel(seed, position, step, GROUPS, first // GROUP, mass.shape[1])).max(1)
+        higher = score > self.score
+        if higher.any():
+            begin, logits = _group_of(x, group, first)
+            drawn = logits + gumbel(seed, position, step, TOKENS, begin, GROUP)
+            column = drawn.argmax(1)
+            self.sample = torch.where(higher, begin.add_(column), self.sample)
+            self.sampled = torch.where(higher, logits.gather(1, column[:, None])[:, 0], self.sampled)
+            self.score = torch.maximum(score, self.score)
         self.soft.mul_(share[:, :1])
         counts = log_q[:, 1:] >= floor
         if counts.any():
             # e sums to `total` in each group, so this spreads the group's share over its tokens.
             weight = share[:, 1:].div(total).mul_(counts)
             self.soft.addmm_(e.mul_(weight[..., None]).flatten(1)[:, : len(part)], part)
+
+    def draw_nothing(self) -> None:
+        """Let the sample be the argmax and the soft embedding 0."""
+        self.sample, self.sampled = self.argmax, self.peak
+
+
+class _Seen(NamedTuple):
+    """What `_Block.see` leaves for `_Block.draw`."""
+
+    logits: Tensor  # (B, groups, G)
+    e: Tensor  # (B, groups, G), exp(logits - the group's largest)
+    total: Tensor  # (B, groups), of e
+    mass: Tensor  # (B, groups), log of the sum of exp(logits)
+    log_q: Tensor  # (B, 1 + groups), log of the shares
+    share: Tensor  # (B, 1 + groups): what came before, and each group
 
 
 def _group_of(x: Tensor, group: Tensor, first: int) -> tuple[Tensor, Tensor]:

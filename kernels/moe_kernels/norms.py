@@ -8,6 +8,7 @@ Everything is computed in float32 and rounded to the input's dtype where transfo
 from theirs only where a sum taken in another order, or a GPU's approximate root, falls on the other side of a rounding.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -100,7 +101,13 @@ def rms_norm_torch(
 def _inverse_root(x: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(x^2) + eps) of each row of float32."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # squared again it is still cheaper than a mean
-    return torch.addcmul(x.new_full((1,), eps), length, length, value=1 / x.shape[-1]).rsqrt_()
+    return torch.addcmul(_number(eps, x.device), length, length, value=1 / x.shape[-1]).rsqrt_()
+
+
+@cache
+def _number(value: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # others may want gradients later
+        return torch.tensor([value], device=device)
 
 
 @launches

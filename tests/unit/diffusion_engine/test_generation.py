@@ -2,17 +2,21 @@
 
 import random
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from msgspec.structs import replace
 
-from diffusion_engine.api import DraftRejected
+from diffusion_engine import DiffusionGemmaModel, pages
+from diffusion_engine.api import CanvasUpdate, DraftRejected
 from diffusion_engine.config import ModelConfig
 from diffusion_engine.convert import convert
-from diffusion_engine.model import Model
-from diffusion_engine.runner import Runner
+from diffusion_engine.model import Model, Rows
+from diffusion_engine.runner import Runner, _tensors
+from diffusion_engine.sampler import Inputs
 from diffusion_engine.weights import load_weights
+from moe_kernels import attention
 from tests.marks import on_gpu
 from tests.unit.diffusion_engine.checkpoints import save, tiny_config, tiny_model, write_all_forms
 from tests.unit.diffusion_engine.engines import SAMPLING, Inbox, alone, essence, load_model, make_core, run, submit
@@ -67,7 +71,7 @@ def test_company_changes_nothing(model: Model) -> None:
 
 
 def test_an_equal_prefix_is_encoded_once_and_changes_nothing(model: Model) -> None:
-    core = make_core(model, LONG)
+    core = make_core(model, LONG, encode_tokens=16)
     first = run(core, submit(core, PROMPT, seed=1))[0][0]
     turn = [*PROMPT, *first.token_ids, 9, 8, 7]
     again, other_key, never = (
@@ -76,7 +80,7 @@ def test_an_equal_prefix_is_encoded_once_and_changes_nothing(model: Model) -> No
     assert again.signals.reused_tokens == 48, "the prompt's pages, and those of the canvases that were encoded"
     assert other_key.signals.reused_tokens == never.signals.reused_tokens == 0
     assert essence(again) == essence(other_key) == essence(never)
-    assert again.signals.forwards < never.signals.forwards + 1
+    assert again.signals.forwards < never.signals.forwards
 
 
 def test_a_small_cache_forgets_the_oldest_prefix_first(model: Model) -> None:
@@ -219,6 +223,38 @@ def test_the_forms_give_equal_outputs_within_quantisation_error(tmp_path: Path) 
         assert 0 < (found[form] - found["plain"]).abs().mean() < 1.0
 
 
+def test_replaying_a_step_from_tensors_of_its_own_changes_nothing(model: Model) -> None:
+    """What a CUDA graph does, without one: rows and inputs are copied into those it was captured with."""
+
+    class Replayed:
+        def __init__(self, runner: Runner, count: int) -> None:
+            self.runner = runner
+            with torch.inference_mode():
+                self.rows, self.inputs = runner._idle(count)
+
+        def replay(self, rows: Rows, inputs: Inputs) -> torch.Tensor:
+            mine = _tensors(self.rows)
+            assert len({tensor.data_ptr() for tensor in mine}) == len(mine)
+            for tensor, new in zip(mine, _tensors(rows), strict=True):
+                tensor.copy_(new)
+            for attended in self.rows.attended.values():
+                attended.spans._kept = None  # the torch twin's notes of what it read
+            self.inputs.whole.copy_(inputs.whole)
+            self.inputs.real.copy_(inputs.real)
+            return self.runner._step(self.rows, self.inputs)
+
+    results = []
+    for replayed in (False, True):
+        core = make_core(model, LONG, max_running=3)
+        if replayed:
+            runner = core.runner
+            assert isinstance(runner, Runner)
+            runner._graphs = {count: cast(Any, Replayed(runner, count)) for count in (1, 2, 3)}
+        results.append(run(core, *(submit(core, PROMPT[:n], seed=n) for n in (5, 20, 40, 33))))
+    plain, again = ([essence(result[0]) for result in several] for several in results)
+    assert plain == again
+
+
 @on_gpu
 def test_graphs_change_nothing(tmp_path: Path) -> None:
     folder = save(tiny_model(tiny_config(), seed=8), tmp_path)
@@ -240,3 +276,21 @@ def test_positions_beyond_the_last_token_of_the_context_are_never_asked_for(mode
     result = alone(model, prompt, LONG)
     assert len(result.token_ids) == 3
     assert torch.isfinite(torch.tensor(result.token_logprobs)).all()
+
+
+def test_a_script_that_stops_in_the_middle_leaves_nothing_behind(model: Model) -> None:
+    core = make_core(model, LONG)
+    library = DiffusionGemmaModel(core)
+    words = " ".join(map(str, PROMPT))
+    stream = library.stream(words)
+    assert isinstance(next(stream), CanvasUpdate)
+    stream.close()
+    assert not core.busy
+    with pytest.raises(DraftRejected, match="at most 512 tokens"):
+        library.generate([words, " ".join(["7"] * 600)])
+    assert not core.busy
+    assert library.generate(words, seed=2) == " ".join(map(str, alone(model, PROMPT, LONG, seed=2).token_ids))
+
+
+def test_pages_are_those_of_attention() -> None:
+    assert pages.PAGE == attention.PAGE

@@ -164,10 +164,10 @@ def test_every_forward_has_transformers_logits(name: str, pairs: Pairs) -> None:
     given = iter(expected.inputs)
     forward = Model.forward
 
-    def forced(model: Model, rows: Rows, canvas: Tensor, soft: Tensor, cache: KVCache) -> Tensor:
+    def forced(model: Model, rows: Rows, canvas: Tensor, soft: Tensor | None, cache: KVCache) -> Tensor:
         if len(canvas):
             canvas, before = next(given)
-            soft = torch.zeros_like(soft) if before is None else before.softmax(-1) @ embedding
+            soft = None if before is None else before.softmax(-1) @ embedding
         return forward(model, rows, canvas, soft, cache)
 
     core = make_core(ours, replace(SAMPLING, max_tokens=canvases * length), encode_tokens=16)
