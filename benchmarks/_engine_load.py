@@ -22,6 +22,7 @@ from diffusion_engine.runner import Runner
 from diffusion_engine.scheduler import Plan, Scheduler
 
 BATCH = 16  # of the static way
+AS_SHIPPED = "ours, as shipped (gives up)"
 OURS, ONE_BY_ONE, STATIC = "ours", "transformers, one by one", f"transformers, batches of {BATCH}"
 Ask = Callable[[Conversation, int], Awaitable[Answer]]  # a conversation and its seed
 
@@ -42,14 +43,19 @@ class Service:
 
 
 @asynccontextmanager
-async def our_service(checkpoint: Checkpoint, waiting: int) -> AsyncIterator[Service]:
-    """`DiffusionEngine` with its default settings, but for a queue that refuses nobody; it never gives up a canvas."""
+async def our_service(checkpoint: Checkpoint, waiting: int, give_up: bool) -> AsyncIterator[Service]:
+    """`DiffusionEngine` with its default settings, but for a queue that refuses nobody; giving up canvases or not."""
     engine = DiffusionEngine(checkpoint.settings(max_waiting=waiting))
     await engine.start()
 
     async def ask(case: Conversation, seed: int) -> Answer:
         request = DraftRequest(
-            request_id="", messages=case.messages, seed=seed, max_steps=checkpoint.steps, give_up=False, prefix_key=None
+            request_id="",
+            messages=case.messages,
+            seed=seed,
+            max_steps=checkpoint.steps,
+            give_up=give_up,
+            prefix_key=None,
         )
         results = [event async for event in engine.draft(request) if isinstance(event, DraftResult)]
         return Answer(results[0].text, sum(results[0].signals.steps))
@@ -179,8 +185,8 @@ def service(
     name: str, checkpoint: Checkpoint, theirs: Theirs | None, total: int
 ) -> AbstractAsyncContextManager[Service]:
     """A system by its name, for so many requests; transformers' model is loaded unless it is given."""
-    if name == OURS:
-        return our_service(checkpoint, waiting=total)
+    if name in (OURS, AS_SHIPPED):
+        return our_service(checkpoint, waiting=total, give_up=name == AS_SHIPPED)
     theirs = theirs or Theirs(checkpoint)
     if name == ONE_BY_ONE:
         return one_by_one(theirs, checkpoint.steps)

@@ -6,7 +6,7 @@ print(model.generate(prompt="Why is the sky blue?", num_diffusion_steps=16, max_
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, overload
 
 from diffusion_engine.api import DraftEvent, DraftRequest, DraftResult, DraftSettings
@@ -100,7 +100,7 @@ class DiffusionGemmaModel:
             for job in jobs:
                 self._core.drop(job)
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[DraftEvent]:
+    def stream(self, prompt: str, **options: Any) -> Generator[DraftEvent, None, None]:
         """Yield the canvas as it settles, a CanvasUpdate after each step, and last the DraftResult of each candidate.
 
         Args:
