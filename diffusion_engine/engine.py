@@ -3,6 +3,8 @@
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 
+import torch
+
 from diffusion_engine.api import (
     DraftDeadline,
     DraftEngineClosed,
@@ -29,7 +31,7 @@ class DiffusionEngine:
         """Remember the settings; `start` loads the weights."""
         self._slots = settings.max_running
         self._loop: EngineLoop[DraftRequest] = EngineLoop(
-            "draft", lambda: _Worker(load(settings)), ERRORS, settings.max_waiting
+            "draft", lambda: _start_worker(settings, load), ERRORS, settings.max_waiting
         )
 
     async def start(self) -> None:
@@ -59,6 +61,13 @@ class DiffusionEngine:
     async def close(self, drain_s: float = 0.0) -> None:
         """Refuse what is new, let the rest run for at most `drain_s` seconds, end the thread."""
         await self._loop.close(drain_s)
+
+
+def _start_worker(settings: DraftSettings, load: Callable[[DraftSettings], Core]) -> "_Worker":
+    """Load in the engine's own thread, on a GPU with a stream of its own: on the default one each step would wait for the refiner's work."""
+    if torch.cuda.is_available():
+        torch.cuda.set_stream(torch.cuda.Stream())
+    return _Worker(load(settings))
 
 
 class _Worker:

@@ -3,7 +3,7 @@
 import torch
 from msgspec.structs import replace
 
-from diffusion_engine.api import DraftSettings
+from diffusion_engine.api import DraftRequest, DraftSettings
 from diffusion_engine.config import checkpoint_folder, sampling_defaults
 from diffusion_engine.core import Core
 from diffusion_engine.memory import budget_of, find_model, fitting_cache_tokens
@@ -46,4 +46,25 @@ def load_core(settings: DraftSettings) -> Core:
     )
     runner = Runner(Model(config, weights), budget)
     runner.capture()
-    return Core(runner, Scheduler(budget), ChatTokenizer.load(str(folder)), defaults, config.canvas, config.context)
+    core = Core(runner, Scheduler(budget), ChatTokenizer.load(str(folder)), defaults, config.canvas, config.context)
+    if on_gpu:
+        warm_up(core, settings.encode_tokens)
+    return core
+
+
+def warm_up(core: Core, encode_tokens: int) -> None:
+    """Answer prompts of a few lengths, so that the kernels of steps that encode are compiled before the first request comes."""
+    for words in (1, 64, min(encode_tokens, core.context_tokens // 4)):
+        request = DraftRequest(
+            request_id="warm-up",
+            messages=({"role": "user", "content": "word " * words},),
+            max_tokens=1,
+            max_steps=1,
+            prefix_key=None,
+        )
+        core.add(request, update=_ignore, done=_ignore, failed=_ignore)
+        while core.busy:
+            core.step()
+
+
+def _ignore(_: object) -> None: ...

@@ -218,8 +218,10 @@ class EngineLoop(Generic[Request]):
                 return False
             arrived, left = len(self._arrived), list(self._left)
             self._left.clear()
+        gone = set(left)
         for _ in range(arrived):
-            self._add(worker, *self._arrived[0])
+            if self._arrived[0][1] not in gone:
+                self._add(worker, *self._arrived[0])
             self._arrived.popleft()  # only now: until the worker counts it, it waits here
         for ticket in left:
             worker.cancel(ticket)

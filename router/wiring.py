@@ -24,6 +24,7 @@ from router.state.cache import fingerprint
 from router.version import version
 
 DEMO = "demo"
+MODEST_CACHE = 65_536  # positions of the draft engine's cache where nothing is known of the models yet
 
 
 def build(settings: Settings, device: Device | None = None) -> Parts:
@@ -41,7 +42,11 @@ def build(settings: Settings, device: Device | None = None) -> Parts:
     try:
         found = sizes(settings, device)
     except (OSError, ValueError):
-        pass  # not a model, or one that is still to be fetched: the engine says so, or tries it, when it starts
+        # Not a model, or one that is still to be fetched: the engine says so, or tries it, when it starts. On a GPU it would take all memory
+        # for its cache, and leave the refiner none.
+        if device.kind == "cuda" and not settings.draft.cache_tokens:
+            modest = msgspec.structs.replace(settings.draft, cache_tokens=MODEST_CACHE)
+            settings = msgspec.structs.replace(settings, draft=modest)
     else:
         settings = plan.admit(settings, found, device)
     draft = msgspec.structs.replace(settings.draft, model=_place("draft", settings.draft.model))

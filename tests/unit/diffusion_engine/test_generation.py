@@ -12,6 +12,7 @@ from diffusion_engine import DiffusionGemmaModel, pages
 from diffusion_engine.api import CanvasUpdate, DraftRejected
 from diffusion_engine.config import ModelConfig
 from diffusion_engine.convert import convert
+from diffusion_engine.load import warm_up
 from diffusion_engine.model import Model, Rows
 from diffusion_engine.runner import Runner, _tensors
 from diffusion_engine.sampler import Inputs
@@ -19,7 +20,17 @@ from diffusion_engine.weights import load_weights
 from moe_kernels import attention
 from tests.marks import on_gpu
 from tests.unit.diffusion_engine.checkpoints import save, tiny_config, tiny_model, write_all_forms
-from tests.unit.diffusion_engine.engines import SAMPLING, Inbox, alone, essence, load_model, make_core, run, submit
+from tests.unit.diffusion_engine.engines import (
+    SAMPLING,
+    IdTokenizer,
+    Inbox,
+    alone,
+    essence,
+    load_model,
+    make_core,
+    run,
+    submit,
+)
 
 CANVAS = 8
 PROMPT = [(11 * i) % 150 + 3 for i in range(40)]
@@ -294,3 +305,11 @@ def test_a_script_that_stops_in_the_middle_leaves_nothing_behind(model: Model) -
 
 def test_pages_are_those_of_attention() -> None:
     assert pages.PAGE == attention.PAGE
+
+
+def test_warming_up_leaves_an_idle_engine(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = make_core(model, encode_tokens=16)
+    monkeypatch.setattr(IdTokenizer, "encode", lambda _, text: [7] * len(text.split()))
+    warm_up(core, 100)
+    assert not core.busy
+    assert core.running == core.waiting == 0
