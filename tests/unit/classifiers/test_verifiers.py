@@ -8,7 +8,7 @@ from classifiers.api import DraftEvidence
 from classifiers.verifiers import VERIFIERS, verify
 
 
-def evidence(text, finish_reason: Literal["stop", "length"] = "stop"):
+def evidence(text, finish_reason: Literal["stop", "length", "unsettled", "deadline"] = "stop"):
     return DraftEvidence(
         messages=(), text=text, finish_reason=finish_reason, steps=(3,), converged=(True,), token_entropy=(0.1,),
         token_logprobs=(-0.1,), late_flips=0,
@@ -88,4 +88,18 @@ def test_unfinished_texts_fail_the_truncation_check(text, finish, says):
 
 def test_every_check_is_reported_with_its_verdict():
     checks = {check.verifier: check.passed for check in verify(evidence("1 + 1 = 3"))}
-    assert checks == {"arithmetic": False, "repetition": True, "truncation": True}
+    assert checks == {"settled": True, "arithmetic": False, "repetition": True, "truncation": True}
+
+
+@pytest.mark.parametrize(
+    ("finish", "says"), [("unsettled", "got one that was given up"), ("deadline", "got the deadline")]
+)
+def test_a_draft_that_its_engine_ended_early_fails_first_for_that(finish, says):
+    first = next(check for check in verify(evidence("2 + 2 = 5", finish)) if not check.passed)
+    assert first.verifier == "settled"
+    assert says in first.reason
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_other_drafts_are_settled(finish):
+    assert VERIFIERS["settled"](evidence("It costs $5.", finish)) == ""
