@@ -21,6 +21,7 @@ from diffusion_engine.load import load_core
 from engine_core.loop import EngineLoop, Ticket
 from engine_core.thread import EngineErrors
 
+NAME = "draft"
 ERRORS = EngineErrors(DraftError, DraftOverloaded, DraftDeadline, DraftEngineClosed, DraftFailed)
 
 
@@ -31,7 +32,7 @@ class DiffusionEngine:
         """Remember the settings; `start` loads the weights."""
         self._slots = settings.max_running
         self._loop: EngineLoop[DraftRequest] = EngineLoop(
-            "draft", lambda: _start_worker(settings, load), ERRORS, settings.max_waiting
+            NAME, lambda: _start_worker(settings, load), ERRORS, settings.max_waiting
         )
 
     async def start(self) -> None:
@@ -90,7 +91,7 @@ class _Worker:
             request,
             update=ticket.send,
             done=lambda results: ticket.end(*results),
-            failed=lambda error: ticket.fail(_failed(error)),
+            failed=lambda error: ticket.fail(ERRORS.told(NAME, error)),
             deadline=ticket.deadline,
         )
 
@@ -104,11 +105,3 @@ class _Worker:
 
     def probe(self) -> None:
         self.core.probe()
-
-
-def _failed(error: Exception) -> DraftError:
-    if isinstance(error, DraftError):
-        return error
-    failed = DraftFailed(f"the draft engine failed with {type(error).__name__}")
-    failed.__cause__ = error
-    return failed

@@ -31,9 +31,7 @@ def load_core(settings: DraftSettings) -> Core:
     if on_gpu and not settings.cache_tokens:  # the gateway has chosen already, for it knows the refiner too
         free = here(unused=True).room
         settings = replace(settings, cache_tokens=fitting_cache_tokens(config, settings, stored, free))
-    torch.set_flush_denormal(
-        True
-    )  # of this thread: probabilities near 0 are many, and each would cost a hundred cycles
+    torch.set_flush_denormal(True)  # of this thread: probabilities near 0 are many, and slow to compute with
     use_threads(settings.threads, config.hidden)
     quantize = on_gpu and settings.quantize
     weights = load_weights(folder, config, device, dtype, quantize=quantize, progress=settings.model)

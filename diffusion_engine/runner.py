@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffusion_engine.infill import FREE
 from diffusion_engine.model import Attended, KVCache, Model, Rows
 from diffusion_engine.pages import PAGE, Kind
 from diffusion_engine.sampler import Canvases, Inputs
@@ -59,7 +60,7 @@ class Runner:
             sequence.step += 1
         rows, inputs = self._rows(plan, scheduler), self._inputs(plan.canvases)
         # A GPU has compiled its kernels for given tokens, which cost it nothing.
-        infilling = rows.positions.is_cuda or any(one.given and not one.reports for one in plan.canvases)
+        infilling = rows.positions.is_cuda or any(one.given_now for one in plan.canvases)
         fresh = all(one.step == 1 for one in plan.canvases)
         graph = None if plan.chunks else self._graphs.get(len(plan.canvases))
         flags = (
@@ -126,9 +127,9 @@ class Runner:
         numbers = [(one.slot, len(one.tokens), one.sampling.seed) for one in sequences]
         slots, start, seed = self._tensor(numbers).T
         given = None
-        if any(one.given and not one.reports for one in sequences):
-            free = [-1] * self.model.config.canvas
-            given = self._tensor([one.given if one.given and not one.reports else free for one in sequences])
+        if any(one.given_now for one in sequences):
+            free = [FREE] * self.model.config.canvas
+            given = self._tensor([one.given_now or free for one in sequences])
         self.canvases.begin(slots, start, seed, given)
 
     def _inputs(self, canvases: list[Sequence]) -> Inputs:
@@ -229,7 +230,7 @@ class Runner:
         for slot, count in spans:
             blocks += [(slot, row + at, min(most, count - at)) for at in range(0, count, most)]
             row += count
-        return torch.tensor(blocks, dtype=torch.int32, device=self.model.device).reshape(-1, 3)
+        return self._tensor(blocks, torch.int32).reshape(-1, 3)
 
     def _copy_table(self, kind: Kind, sequence: Sequence, table: list[int]) -> None:
         """Copy what is new in a sequence's page table to the device; pages given back since then are never read again."""

@@ -11,7 +11,7 @@ The first in line is never passed by one behind it that happens to fit.
 
 import heapq
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from diffusion_engine.pages import NOWHERE, PAGE, Kind, PagePool, Pages, PrefixHashes, first_page, pages_needed
@@ -37,10 +37,11 @@ class Group:
     priority: int = 0  # 0 first
     share_key: str | None = ""  # equal prefixes are found only under an equal key; None: never
     ticket: int = -1
-    slots: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.slots = len(self.sequences)
+    @property
+    def slots(self) -> int:
+        """One for each candidate."""
+        return len(self.sequences)
 
 
 class Chunk(NamedTuple):

@@ -96,6 +96,11 @@ class Sequence:
         return len(self.prompt) + math.ceil(self.sampling.max_tokens / self.canvas) * self.canvas
 
     @property
+    def given_now(self) -> list[int]:
+        """The given tokens of the current canvas; empty when there are none."""
+        return [] if self.reports else self.given
+
+    @property
     def pending(self) -> int:
         """Tokens that must be encoded before the next canvas can be denoised."""
         return len(self.tokens) - self.encoded
@@ -137,8 +142,7 @@ def wont_settle(entropies: list[float], sampling: Sampling) -> bool:
     """Whether a canvas's mean entropies, one for each step so far, say that it won't converge within its steps.
 
     A canvas that settles does so about geometrically. A line through the logarithms of the last `TREND_STEPS` tells how many more steps it takes
-    down to `confidence`; it is given up when that is more than there are. Of the demo model's held-out drafts that takes none of 201 right ones
-    and 75 of 119 wrong ones, at half of their steps.
+    down to `confidence`; it is given up when that is more than there are.
     """
     if not 0 < sampling.confidence < entropies[-1] or len(entropies) < GRACE_STEPS:
         return False  # a confidence of 0 asks for all steps

@@ -230,12 +230,8 @@ class EngineLoop(Generic[Request]):
     def _add(self, worker: Worker[Request], request: Request, ticket: Ticket) -> None:
         try:
             worker.add(request, ticket)
-        except self._errors.base as err:
-            ticket.fail(err)
         except Exception as err:  # noqa: BLE001 - one bad request must not take the engine with it
-            failed = self._errors.failed(f"the {self.name} engine failed with {type(err).__name__}")
-            failed.__cause__ = err
-            ticket.fail(failed)
+            ticket.fail(self._errors.told(self.name, err))
 
     def _break(self, detail: str) -> None:
         with self._changed:

@@ -31,6 +31,14 @@ class EngineErrors(NamedTuple):
     closed: Callable[[str], Exception]
     failed: Callable[[str], Exception]
 
+    def told(self, name: str, error: Exception) -> Exception:
+        """An error as the callers of the engine `name` know it: raised on purpose as it is, else as the cause of a `failed`."""
+        if isinstance(error, self.base):
+            return error
+        failed = self.failed(f"the {name} engine failed with {type(error).__name__}")
+        failed.__cause__ = error
+        return failed
+
 
 class ThreadStatus(NamedTuple):
     """The thread at one moment."""
@@ -183,14 +191,9 @@ class EngineThread(Generic[Model]):
 
     def _run(self, model: Model, job: _Job[Model]) -> None:
         try:
-            try:
-                job.emit(_Done(job.work(model, job.emit)))
-            except (_Cancelled, self._errors.base):
-                raise
-            except Exception as err:
-                raise self._errors.failed(f"the {self.name} engine failed with {type(err).__name__}") from err
+            job.emit(_Done(job.work(model, job.emit)))
         except _Cancelled:
             return
         except Exception as err:  # noqa: BLE001 - a failed request must not take the engine with it
             with contextlib.suppress(_Cancelled):
-                job.emit(err)
+                job.emit(self._errors.told(self.name, err))

@@ -12,35 +12,10 @@ from hypothesis import strategies as st
 
 from engine_core import loop as module
 from engine_core.loop import EngineLoop, Ticket
-from engine_core.thread import EngineErrors
+from tests.unit.engine_core.errors import ERRORS, Closed, Deadline, Failed, Overloaded, Wanted
 
 HANG_S = 20.0
 FOREVER = -1
-
-
-class Wanted(Exception):
-    pass
-
-
-class Overloaded(Wanted):
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class Deadline(Wanted):
-    pass
-
-
-class Closed(Wanted):
-    pass
-
-
-class Failed(Wanted):
-    pass
-
-
-ERRORS = EngineErrors(Wanted, Overloaded, Deadline, Closed, Failed)
 
 
 class Count(NamedTuple):

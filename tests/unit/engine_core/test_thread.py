@@ -5,32 +5,8 @@ import threading
 
 import pytest
 
-from engine_core.thread import EngineErrors, EngineThread
-
-
-class Wanted(Exception):
-    pass
-
-
-class Overloaded(Wanted):
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class Deadline(Wanted):
-    pass
-
-
-class Closed(Wanted):
-    pass
-
-
-class Failed(Wanted):
-    pass
-
-
-ERRORS = EngineErrors(Wanted, Overloaded, Deadline, Closed, Failed)
+from engine_core.thread import EngineThread
+from tests.unit.engine_core.errors import ERRORS, Closed, Deadline, Failed, Overloaded
 
 
 def engine(load=lambda: "model", max_waiting=8):
