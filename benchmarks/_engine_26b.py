@@ -29,9 +29,10 @@ from diffusion_engine.core import Core
 from diffusion_engine.memory import budget_of
 from diffusion_engine.model import GatedMLP, Layer, Model, Weights
 from diffusion_engine.runner import Runner, Stepped
-from diffusion_engine.scheduler import Budget, Plan, Scheduler
+from diffusion_engine.scheduler import Plan, Scheduler
 from diffusion_engine.sequence import Sampling
 from engine_core.published import PUBLISHED as PUBLISHED_CONFIGS
+from engine_core.scheduler import Budget
 from moe_kernels.moe import Experts
 from moe_kernels.norms import AttentionNorms, ExpertsNorms
 from moe_kernels.nvfp4 import quantize

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import DiffusionGemmaGenerationConfig
 
-from diffusion_engine.pages import Kind
 from diffusion_engine.sequence import Sampling
+from engine_core.pages import Kind
 
 MODEL_TYPE = "diffusion_gemma"
 ACTIVATION = "gelu_pytorch_tanh"
@@ -102,20 +101,6 @@ class ModelConfig:
         except (StrictDataclassError, ValueError) as error:
             raise WrongModel(f"expected a config.json that transformers can read in {folder}, got: {error}") from error
         return cls.from_transformers(config)
-
-
-def checkpoint_folder(name: str) -> Path:
-    """Where a checkpoint lies: the folder of that name, or else the hub's repository of that name, fetched if need be.
-
-    Raises:
-        OSError: there is neither.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    try:
-        return Path(snapshot_download(name))
-    except HFValidationError as error:
-        raise FileNotFoundError(f"expected a folder or the name of a checkpoint on the hub, got {name!r}") from error
 
 
 def sampling_defaults(folder: Path) -> Sampling:

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 
 from diffusion_engine.api import DraftSettings
 from diffusion_engine.config import Kind, LayerShape, ModelConfig
-from diffusion_engine.pages import PAGE, pages_needed
-from diffusion_engine.scheduler import Budget
 from engine_core.memory import DoesNotFit, Memory
+from engine_core.pages import PAGE, pages_needed
 from engine_core.published import find_config
+from engine_core.scheduler import Budget
 from moe_kernels import checkpoint, denoise_head
 from moe_kernels.checkpoint import Checkpoint, CheckpointError
 from moe_kernels.nvfp4 import BLOCK

@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import linear
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from diffusion_engine.config import LayerShape, ModelConfig
-from diffusion_engine.pages import PAGE, Kind
+from engine_core.pages import PAGE, Kind
+from moe_kernels.activation import gated_gelu
 from moe_kernels.attention import Spans, paged_attention
 from moe_kernels.linear import NVFP4Linear, nvfp4_linear
 from moe_kernels.moe import DenseExperts, Experts, experts_mlp
@@ -34,6 +35,7 @@ from moe_kernels.norms import (
 from moe_kernels.routing import route
 
 Weight = Tensor | NVFP4Linear  # (N, K)
+_MLP_ROWS = 256  # of a dense MLP at a time on a CPU: what lies between its products stays in the cache
 
 
 @dataclass
@@ -44,12 +46,17 @@ class GatedMLP:
     down: Weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., H) to (..., H)."""
+        """(T, H) to (T, H)."""
+        if x.is_cuda or len(x) <= _MLP_ROWS:
+            return self._of(x)
+        return torch.cat([self._of(rows) for rows in x.tensor_split(-(-len(x) // _MLP_ROWS))])
+
+    def _of(self, x: Tensor) -> Tensor:
         if isinstance(self.gate_up, Tensor):
             gate, up = linear(x, self.gate_up).chunk(2, dim=-1)
         else:
             gate, up = (nvfp4_linear(x, weight) for weight in self.gate_up)
-        inner = gelu(gate, approximate="tanh") * up
+        inner = gated_gelu(gate, up)
         return linear(inner, self.down) if isinstance(self.down, Tensor) else nvfp4_linear(inner, self.down)
 
 

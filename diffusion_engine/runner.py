@@ -13,10 +13,11 @@ from torch import Tensor
 
 from diffusion_engine.infill import FREE
 from diffusion_engine.model import Attended, KVCache, Model, Rows
-from diffusion_engine.pages import PAGE, Kind
 from diffusion_engine.sampler import Canvases, Inputs
-from diffusion_engine.scheduler import Budget, Plan, Scheduler
+from diffusion_engine.scheduler import Plan, Scheduler
 from diffusion_engine.sequence import CanvasReport, Sequence
+from engine_core.pages import PAGE, Kind
+from engine_core.scheduler import Budget
 from moe_kernels.attention import Spans, block_rows
 from moe_kernels.denoise_head import SKIP, denoise_head
 from moe_kernels.dispatch import backend
@@ -179,7 +180,6 @@ class Runner:
             position=rows.positions[causal:],
             fixed=given,
             skip=SKIP if hidden.is_cuda else 0.0,  # the twin gains nothing by it
-            done=None if infilling else self.canvases.done(inputs),
         )
         return self.canvases.advance(inputs, head)
 

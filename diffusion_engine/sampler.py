@@ -3,7 +3,6 @@
 Everything here is tensor operations of fixed shapes without a host's decision, so that on a GPU it is part of the step's CUDA graph.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -115,33 +114,15 @@ class Canvases:
             given = self.given[slots]
             tokens = torch.where(given >= 0, given, tokens)
         same = best == self.best[slots]
-        agreed, mean, settled = self._judge(now, slots, same, entropy)
+        agreed = torch.where(same.all(dim=1), self.agreed[slots] + 1, 0)
+        mean = entropy.mean(dim=1)
+        settled = (agreed >= now.stability) & (mean < now.confidence)
         self.changed_at[slots] = torch.where(same, self.changed_at[slots], now.step[:, None])
         self.entropy_sum[slots] += entropy
         self.tokens[slots], self.taken[slots], self.best[slots], self.agreed[slots] = tokens, taken, best, agreed
         self.entropy[slots], self.logprob[slots] = entropy, head.argmax_logprob.view(shape)
         self.soft[slots] = head.soft.view(*shape, -1)
         return torch.stack([settled, mean], dim=1)
-
-    def done(self, now: Inputs) -> Callable[[slice, Tensor, Tensor], bool]:
-        """For `denoise_head`: nothing needs to be drawn for canvases that are stable and confident."""
-
-        def done(rows: slice, best: Tensor, entropy: Tensor) -> bool:
-            length = self.tokens.shape[1]
-            if rows.start % length or rows.stop % length:
-                return False
-            these = slice(rows.start // length, rows.stop // length)
-            own, slots = Inputs(now.whole[:, these], now.real[:, these]), now.slots[these]
-            same = best.view(-1, length) == self.best[slots]
-            return bool(self._judge(own, slots, same, entropy.clamp(min=0).view(-1, length))[2].all())
-
-        return done
-
-    def _judge(self, now: Inputs, slots: Tensor, same: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Over how many steps the canvases have stayed the same, their mean entropy, and whether they are done; (B,) each."""
-        agreed = torch.where(same.all(dim=1), self.agreed[slots] + 1, 0)
-        mean = entropy.mean(dim=1)
-        return agreed, mean, (agreed >= now.stability) & (mean < now.confidence)
 
     def _noise(self, start: Tensor, step: Tensor, seed: Tensor) -> Tensor:
         return random_tokens(seed, start, step, self.tokens.shape[1], self.vocab)

@@ -13,10 +13,11 @@ from typing import Any, Self
 import torch
 import triton
 from torch import Tensor
-from torch.nn.functional import embedding_bag, gelu, grouped_mm
+from torch.nn.functional import embedding_bag, grouped_mm
 
 from moe_kernels import dispatch
 from moe_kernels._moe import down_kernel, gate_up_kernel
+from moe_kernels.activation import gated_gelu
 from moe_kernels.aot import Case
 from moe_kernels.dispatch import expect, launches
 from moe_kernels.layout import block_of, repack, restore
@@ -207,8 +208,7 @@ def experts_mlp_torch(x: Tensor, experts: Experts | DenseExperts, top_k_index: T
         order, offsets = _at_least_two(order, offsets)
     rows = x.index_select(0, order // top_k_index.shape[1]).to(gate_up.dtype)
     gate, up = grouped_mm(rows, gate_up.mT, offs=offsets[1:]).chunk(2, dim=-1)
-    inner = gelu(gate, approximate="tanh").mul_(up)
-    return down_and_combine(inner, down, order, offsets, top_k_weights).to(x.dtype)
+    return down_and_combine(gated_gelu(gate, up), down, order, offsets, top_k_weights).to(x.dtype)
 
 
 def _at_least_two(order: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:

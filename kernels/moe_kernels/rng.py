@@ -26,6 +26,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
+GUMBEL_MIN = -2.812  # -log(-log(2^-24)) = -2.81158..., rounded down
 GUMBEL_MAX = 16.636  # -log(-log(1 - 2^-24)) = 16.63553..., rounded up so that float32 noise is never above it
 
 _ROUNDS = 10

@@ -14,9 +14,10 @@ from msgspec.structs import replace
 from diffusion_engine.api import CanvasUpdate, DraftDeadline, DraftRejected, DraftRequest, DraftResult
 from diffusion_engine.core import Core, Job
 from diffusion_engine.runner import Stepped
-from diffusion_engine.scheduler import Budget, Plan, Scheduler
+from diffusion_engine.scheduler import Plan, Scheduler
 from diffusion_engine.sequence import CanvasReport, Sampling, Sequence
 from engine_core.chat import ChatTokenizer
+from engine_core.scheduler import Budget
 
 C = 8
 END = ord(".")
@@ -47,13 +48,13 @@ class Letters(ChatTokenizer):
         self.fingerprint = "letters"
         self.breaks_at = "nothing"
 
-    def prompt(self, messages: Any) -> list[int]:
+    def prompt(self, messages: Any, tools: Any = (), **variables: Any) -> list[int]:
         return self.encode("".join(message["content"] for message in messages))
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
 
-    def decode(self, ids: Listed[int]) -> str:
+    def decode(self, ids: Listed[int], special: bool = False) -> str:
         text = "".join(map(chr, ids))
         if self.breaks_at in text:
             raise RuntimeError("not a text")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from diffusion_engine import DiffusionGemmaModel, pages
+from diffusion_engine import DiffusionGemmaModel
 from diffusion_engine.api import CanvasUpdate, DraftRejected
 from diffusion_engine.config import ModelConfig
 from diffusion_engine.convert import convert
@@ -17,6 +17,7 @@ from diffusion_engine.model import Model, Rows
 from diffusion_engine.runner import Runner, _tensors
 from diffusion_engine.sampler import Inputs
 from diffusion_engine.weights import load_weights
+from engine_core import pages
 from moe_kernels import attention
 from tests.marks import on_gpu
 from tests.unit.diffusion_engine.checkpoints import save, tiny_config, tiny_model, write_all_forms

@@ -26,7 +26,7 @@ class Letters(ChatTokenizer):
     def __init__(self) -> None:
         self.fingerprint = "letters"
 
-    def decode(self, ids: Listed[int]) -> str:
+    def decode(self, ids: Listed[int], special: bool = False) -> str:
         return "".join(chr(96 + token) for token in ids)
 
 

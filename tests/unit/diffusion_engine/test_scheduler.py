@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from diffusion_engine import scheduler as module
-from diffusion_engine.pages import NOWHERE, PAGE
-from diffusion_engine.scheduler import Budget, Group, Plan, Scheduler, TooLong
+from diffusion_engine.scheduler import Group, Plan, Scheduler
 from diffusion_engine.sequence import CanvasReport, Sampling, Sequence
+from engine_core import scheduler as module
+from engine_core.pages import NOWHERE, PAGE
+from engine_core.scheduler import Budget, TooLong
 
 CANVAS = 8
 WINDOW = 20
@@ -467,7 +468,7 @@ def test_an_empty_prompt_is_served() -> None:
 
 def test_what_can_never_fit_is_refused_with_expected_and_got() -> None:
     scheduler = Scheduler(BUDGET)
-    with pytest.raises(TooLong, match="expected at most 4 candidates, got 5"):
+    with pytest.raises(TooLong, match="expected at most 4 answers at once, got 5"):
         scheduler.add(group(candidates=5))
     with pytest.raises(TooLong, match=r"fits the cache of 480 positions \(full_attention\), got 1 x 488"):
         scheduler.add(group(480))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
-from diffusion_engine.pages import NOWHERE, PAGE, PagePool, Pages, PrefixHashes, first_page, pages_needed
+from engine_core.pages import NOWHERE, PAGE, PagePool, Pages, PrefixHashes, first_page, pages_needed
 
 MOST_ROWS = 40
 LONGEST = 7 * PAGE
