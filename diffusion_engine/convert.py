@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_engine.config import ModelConfig, checkpoint_folder
-from diffusion_engine.weights import EMBEDDING, Contents, check_tensors, packed_experts, packed_linear
+from diffusion_engine.config import ModelConfig
+from diffusion_engine.weights import EMBEDDING, Contents, check_tensors
+from engine_core.published import checkpoint_folder
 from moe_kernels.checkpoint import (
     OWN,
     OWN_VERSION,
@@ -25,6 +26,7 @@ from moe_kernels.checkpoint import (
     write_modelopt,
 )
 from moe_kernels.dispatch import KernelUnsupported
+from moe_kernels.loading import packed_experts, packed_linear
 
 FORMS = (OWN, "modelopt", "compressed-tensors", "plain")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -4,7 +4,7 @@ import torch
 from msgspec.structs import replace
 
 from diffusion_engine.api import DraftRequest, DraftSettings
-from diffusion_engine.config import checkpoint_folder, sampling_defaults
+from diffusion_engine.config import sampling_defaults
 from diffusion_engine.core import Core
 from diffusion_engine.memory import budget_of, find_model, fitting_cache_tokens
 from diffusion_engine.model import Model
@@ -13,6 +13,7 @@ from diffusion_engine.scheduler import Scheduler
 from diffusion_engine.weights import load_weights
 from engine_core.chat import ChatTokenizer
 from engine_core.device import here, use_threads
+from engine_core.published import checkpoint_folder
 
 
 def load_core(settings: DraftSettings) -> Core:

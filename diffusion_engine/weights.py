@@ -14,12 +14,10 @@ the refiner; scales of activations and of cached keys and values, because both s
 The same walk over the model is made twice. The first looks at headers only, so a bad checkpoint fails before any of its data is read.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,25 +25,16 @@ from tqdm import tqdm
 
 from diffusion_engine.config import ModelConfig
 from diffusion_engine.model import GatedMLP, Layer, Weights
-from moe_kernels import nvfp4
-from moe_kernels.checkpoint import OWN, Checkpoint, CheckpointError, Header, packed_tensors, stored_headers
+from moe_kernels.checkpoint import Checkpoint
 from moe_kernels.dispatch import backend
-from moe_kernels.linear import NVFP4Linear
+from moe_kernels.loading import ExpectedTensors, WrongTensors, packed_experts, packed_linear
 from moe_kernels.moe import DenseExperts, Experts, by_column
 from moe_kernels.norms import AttentionNorms, ExpertsNorms
-from moe_kernels.nvfp4 import BLOCK, NVFP4
 
 DECODER = "model.decoder"
 ENCODER = "model.encoder.language_model"
 EMBEDDING = f"{DECODER}.embed_tokens.weight"
 VISION = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
-UNREAD_SCALES = (".input_scale", ".input_global_scale", ".k_scale", ".v_scale")
-PLAIN = (torch.bfloat16, torch.float32)
-LISTED = 8  # of each kind of wrong tensors
-
-
-class WrongTensors(CheckpointError):
-    """A checkpoint's tensors are not those its config.json calls for; the message names the missing, the surplus and the unfit."""
 
 
 @dataclass
@@ -112,30 +101,6 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> Contents:
     checking = _Checking(checkpoint, config)
     _assemble(config, checking)
     return checking.finish()
-
-
-def packed_experts(checkpoint: Checkpoint, prefix: str, count: int, device: torch.device) -> Experts:
-    """A layer's experts in NVFP4: those of a plain checkpoint are quantised in ModelOpt's convention, others keep their bytes.
-
-    Raises:
-        CheckpointError: as `Checkpoint.experts`, or plain experts are not finite.
-    """
-    if checkpoint.form == OWN:
-        return checkpoint.packed(prefix, Experts).to(device)
-    if checkpoint.form is not None:
-        return Experts.from_nvfp4(*(weight.to(device) for weight in checkpoint.experts(prefix, count)))
-    gate_up, down = (checkpoint.tensor(f"{prefix}.{name}_proj").to(device) for name in ("gate_up", "down"))
-    try:
-        return Experts.from_nvfp4(*(nvfp4.quantize(part, "modelopt") for part in (*gate_up.chunk(2, dim=1), down)))
-    except ValueError as error:
-        raise CheckpointError(f"{prefix}: {error}") from error
-
-
-def packed_linear(checkpoint: Checkpoint, module: str, device: torch.device) -> NVFP4Linear:
-    """A quantised module of any form but the plain one. Raises CheckpointError as `Checkpoint.linear`."""
-    if checkpoint.form == OWN:
-        return checkpoint.packed(module, NVFP4Linear).to(device)
-    return NVFP4Linear.from_nvfp4(checkpoint.linear(module).to(device))
 
 
 _NOTHING = torch.empty(0)
@@ -261,11 +226,11 @@ class _Checking:
         self._checkpoint = checkpoint
         self._config = config
         self._contents = Contents()
-        self._expected: dict[str, _Expected] = {}
+        self._expected = ExpectedTensors(checkpoint)
 
     def plain(self, name: str, *shape: int) -> Tensor:
         self._contents.plain.append(name)
-        self._expected[name] = _Expected(PLAIN, shape)
+        self._expected.plain(name, *shape)
         return torch.empty(shape, device="meta")
 
     def mlp(self, prefix: str) -> GatedMLP:
@@ -276,81 +241,23 @@ class _Checking:
         else:
             self._contents.linears += modules
             for module, shape in modules.items():
-                self._linear(module, *shape)
+                self._expected.linear(module, *shape)
         return GatedMLP(_NOTHING, _NOTHING)
 
     def experts(self, prefix: str) -> DenseExperts:
-        count, inner, hidden = self._config.experts, self._config.expert_inner, self._config.hidden
         self._contents.experts.append(prefix)
-        if self._checkpoint.form is None:
-            self._expected[f"{prefix}.gate_up_proj"] = _Expected(PLAIN, (count, 2 * inner, hidden))
-            self._expected[f"{prefix}.down_proj"] = _Expected(PLAIN, (count, hidden, inner))
-            return DenseExperts(_NOTHING, _NOTHING)
-        one = _one_expert(inner, hidden)  # in every form: what can't be repacked must fail now
-        if self._checkpoint.form == OWN:
-            for name, tensor in packed_tensors(prefix, one).items():
-                self._expected[name] = _Expected((tensor.dtype,), (count, *tensor.shape[1:]))
-        else:
-            for expert in range(count):
-                for part, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
-                    self._linear(f"{prefix}.{expert}.{part}_proj", *shape)
+        self._expected.experts(prefix, self._config.experts, self._config.expert_inner, self._config.hidden)
         return DenseExperts(_NOTHING, _NOTHING)
-
-    def _linear(self, module: str, n: int, k: int) -> None:
-        form = self._checkpoint.form
-        if form is None or form == OWN:
-            tensors = packed_tensors(module, _one_linear(n, k))
-            self._expected |= {name: _Expected((tensor.dtype,), tensor.shape) for name, tensor in tensors.items()}
-        else:
-            headers = stored_headers(form, module, n, k)
-            self._expected |= {name: _Expected((header.dtype,), header.shape) for name, header in headers.items()}
 
     def finish(self) -> Contents:
         """Compare what was asked for with what is there."""
-        missing, surplus, unfit = [], [], []
-        duplicates: dict[str, _Expected] = {}
-        for name in sorted(self._checkpoint.names() - self._expected.keys()):
-            if name.startswith(VISION):
-                self._contents.vision.append(name)
-            elif (repeated := _repeated(name)) in self._expected:
-                duplicates[name] = self._expected[repeated]
-            elif not name.endswith(UNREAD_SCALES):
-                surplus.append(name)
-        for name, expected in (self._expected | duplicates).items():
-            if (header := self._checkpoint.header(name)) is None:
-                missing.append(f"{name} {tuple(expected.shape)}")
-            elif not expected.fits(header):
-                unfit.append(f"{name}: expected {expected}, got {_Expected((header.dtype,), header.shape)}")
-            elif name not in duplicates:
-                self._contents.nbytes += header.nbytes
-        kinds = {"missing": missing, "surplus": surplus, "of another shape or dtype": unfit}
-        if found := [_listing(kind, names) for kind, names in kinds.items() if names]:
-            folder = self._checkpoint.folder
-            raise WrongTensors(f"{folder}: expected the tensors its config.json calls for, got {'; '.join(found)}")
-        for name in duplicates:  # the encoder's biases alone are not tied in transformers, and here a layer has but one
-            if name.endswith(".bias") and not self._checkpoint.tensor(name).equal(
-                self._checkpoint.tensor(_repeated(name))
-            ):
-                raise WrongTensors(f"{name}: expected the values of {_repeated(name)}, got others")
+        found = self._expected.compare(lambda name: name.startswith(VISION), _repeated)
+        self._contents.vision, self._contents.nbytes = found.unread, found.nbytes
+        for name, other in found.duplicates.items():
+            # The encoder's biases alone are not tied in transformers, and here a layer has but one.
+            if name.endswith(".bias") and not self._checkpoint.tensor(name).equal(self._checkpoint.tensor(other)):
+                raise WrongTensors(f"{name}: expected the values of {other}, got others")
         return self._contents
-
-
-class _Expected(NamedTuple):
-    dtypes: tuple[torch.dtype, ...]
-    shape: tuple[int, ...]
-
-    def fits(self, header: Header) -> bool:
-        """Whether a tensor is as expected; one number may be () or (1,)."""
-        alike = header.shape == self.shape or math.prod(header.shape) == math.prod(self.shape) == 1
-        return alike and header.dtype in self.dtypes
-
-    def __str__(self) -> str:
-        return f"{' or '.join(str(dtype).removeprefix('torch.') for dtype in self.dtypes)} {tuple(self.shape)}"
-
-
-def _listing(kind: str, names: list[str]) -> str:
-    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{len(names)} {kind} ({', '.join(names[:LISTED])}{more})"
 
 
 def _repeated(name: str) -> str:
@@ -368,21 +275,3 @@ def _mlp_shapes(config: ModelConfig, prefix: str) -> dict[str, tuple[int, int]]:
 def _is_quantized(checkpoint: Checkpoint, modules: Iterable[str]) -> bool:
     """Whether an MLP is; one with some of its modules plain is found out as lacking tensors."""
     return any(checkpoint.is_quantized(module) for module in modules)
-
-
-@cache
-def _one_expert(inner: int, hidden: int) -> Experts:
-    """What the repack makes of an expert of zeros, for the shapes and dtypes."""
-    gate, down = _zeros(1, inner, hidden), _zeros(1, hidden, inner)
-    return Experts.from_nvfp4(gate, gate, down)
-
-
-@cache
-def _one_linear(n: int, k: int) -> NVFP4Linear:
-    return NVFP4Linear.from_nvfp4(_zeros(n, k))
-
-
-def _zeros(*shape: int) -> NVFP4:
-    *lead, n, k = shape
-    packed = torch.zeros(*lead, n, k // 2, dtype=torch.uint8)
-    return NVFP4(packed, torch.zeros(*lead, n, k // BLOCK, dtype=torch.float8_e4m3fn), torch.ones(lead), "modelopt")

@@ -1,4 +1,4 @@
-"""Finding a checkpoint's config without the network and without its weights; and the shapes of those published that are asked for most.
+"""Finding a checkpoint, or its config alone without the network; and the shapes of those published that are asked for most.
 
 The shapes are those of the config.json of the checkpoints named, taken from public copies, and checked against what is published of their sizes:
 25.2 B parameters of DiffusionGemma, 18.8 GB of its NVFP4 form, 30.7 B of Gemma 4 31B (the tests of both `memory.py`).
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig
 
 _VISION = {
@@ -79,6 +80,20 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }
 """What transformers needs to know of their config.json, by their names on the hub."""
+
+
+def checkpoint_folder(name: str) -> Path:
+    """Where a checkpoint lies: the folder of that name, or else the hub's repository of that name, fetched if need be.
+
+    Raises:
+        OSError: there is neither.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name))
+    except HFValidationError as error:
+        raise FileNotFoundError(f"expected a folder or the name of a checkpoint on the hub, got {name!r}") from error
 
 
 def find_config(name: str) -> tuple[Any, Path | None]:

@@ -35,7 +35,7 @@ def install(model: PreTrainedModel, load: Callable[[str], Experts]) -> int:
     """
     activation = getattr(model.config.get_text_config(), "hidden_activation", None)
     expect(activation == "gelu_pytorch_tanh", "install", "the activation gelu_pytorch_tanh", activation)
-    modules = [(name, module) for name, module in model.named_modules() if _holds_experts(module)]
+    modules = experts_modules(model)
     expect(bool(modules), "install", "a model with experts", type(model).__name__)
     expect(
         not any(module._is_expert_parallel for _, module in modules),
@@ -58,6 +58,11 @@ def install(model: PreTrainedModel, load: Callable[[str], Experts]) -> int:
         module.register_parameter("down_proj", None)
     model.set_experts_implementation(IMPLEMENTATION)
     return len(loaded)
+
+
+def experts_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    """The modules that hold dense experts, gate_up_proj (E, 2I, H) and down_proj (E, H, I), with their names."""
+    return [(name, module) for name, module in model.named_modules() if _holds_experts(module)]
 
 
 def _holds_experts(module: nn.Module) -> bool:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from diffusion_engine.config import ModelConfig
 from diffusion_engine.model import DenseExperts, Weights
-from diffusion_engine.weights import WrongTensors, load_weights
+from diffusion_engine.weights import load_weights
 from moe_kernels.checkpoint import Checkpoint, CheckpointError, write_modelopt
 from moe_kernels.dispatch import KernelUnsupported
+from moe_kernels.loading import WrongTensors
 from tests.unit.diffusion_engine.checkpoints import Edit, rewrite, save, tiny_config, tiny_model, write_all_forms
 
 FORMS = ("plain", "modelopt", "compressed-tensors", "draftgate")
