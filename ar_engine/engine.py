@@ -3,77 +3,88 @@
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
-from typing import Protocol
+
+import torch
 
 from ar_engine.api import (
+    Draft,
     DraftScore,
     RefineDeadline,
-    RefineDelta,
     RefineEngineClosed,
     RefineError,
     RefineEvent,
     RefineFailed,
     RefineLoad,
+    RefineMode,
     RefineOverloaded,
     RefineRequest,
-    RefineResult,
     RefineSettings,
     ScoreRequest,
 )
-from ar_engine.refiner import CausalRefiner
-from engine_core.thread import EngineErrors, EngineThread
+from ar_engine.core import Core, Request
+from ar_engine.load import load_core
+from engine_core.loop import EngineErrors, EngineLoop
 
+NAME = "refine"
 ERRORS = EngineErrors(RefineError, RefineOverloaded, RefineDeadline, RefineEngineClosed, RefineFailed)
-
-
-class Refiner(Protocol):
-    """What the worker thread runs: a loaded model that answers one request at a time."""
-
-    context_tokens: int
-
-    def refine(self, request: RefineRequest, emit: Callable[[RefineDelta], None]) -> RefineResult:
-        """Answer, calling `emit` with each piece of text; what `emit` raises ends the work and passes through."""
-        ...
-
-    def score(self, request: ScoreRequest) -> DraftScore:
-        """Score a draft in one prefill."""
-        ...
+MODES: tuple[RefineMode, ...] = ("exact", "typical", "polish", "fresh")
 
 
 class AutoregressiveEngine:
-    """Serves one causal language model."""
+    """Serves one causal language model, many requests at once, step by step."""
 
-    def __init__(
-        self, settings: RefineSettings, load: Callable[[RefineSettings], Refiner] = CausalRefiner.load
-    ) -> None:
+    def __init__(self, settings: RefineSettings, load: Callable[[RefineSettings], Core] = load_core) -> None:
         """Remember the settings; `start` loads the weights."""
-        self._thread = EngineThread("refine", partial(load, settings), ERRORS, settings.max_waiting)
+        self._settings = settings
+        self._loop: EngineLoop[Request] = EngineLoop(
+            NAME, partial(_start, settings, load), ERRORS, settings.max_waiting
+        )
 
     async def start(self) -> None:
         """Load the weights off the event loop. Raises RefineFailed when that can't be done."""
-        await self._thread.start()
+        await self._loop.start()
 
     async def refine(self, request: RefineRequest) -> AsyncGenerator[RefineEvent, None]:
-        """Yield a RefineDelta for each piece of text, then one RefineResult. Raises RefineError."""
-        events = self._thread.stream(lambda model, emit: model.refine(request, emit), request.deadline_s)
+        """Yield a RefineDelta for each piece of text, and one RefineResult for each choice. Raises RefineError."""
+        events = self._loop.stream(request, request.deadline_s)
         async with contextlib.aclosing(events):
             async for event in events:
                 yield event
 
     async def score(self, request: ScoreRequest) -> DraftScore:
         """Per-token log-probabilities of a draft, from one prefill. Raises RefineError."""
-        events = self._thread.stream(lambda model, _: model.score(request), request.deadline_s)
+        events = self._loop.stream(request, request.deadline_s)
         async with contextlib.aclosing(events):
             return await anext(events)
 
+    def suggest(self, request_id: str, draft: Draft) -> None:
+        """Give a request that is being answered a draft, perhaps an unfinished one; it can only make the answer come sooner."""
+        worker = self._loop.worker
+        if isinstance(worker, Core):
+            self._loop.note(partial(worker.suggest, request_id, draft))
+
     def load(self) -> RefineLoad:
         """How busy the engine is, read without a lock."""
-        state, running, waiting, detail = self._thread.status()
-        context = self._thread.model.context_tokens if self._thread.model else 0
+        state, running, waiting, detail = self._loop.status()
+        core = self._loop.worker if isinstance(self._loop.worker, Core) else None
         return RefineLoad(
-            state=state, running=running, waiting=waiting, capacity=1, context_tokens=context, detail=detail
+            state=state,
+            running=running,
+            waiting=waiting,
+            capacity=self._settings.max_running,
+            context_tokens=core.context_tokens if core else 0,
+            modes=MODES,
+            images=core.prompts.takes_images if core else False,
+            detail=detail,
         )
 
-    async def close(self) -> None:
-        """Stop what runs, refuse what waits, end the thread."""
-        await self._thread.close()
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Refuse what is new, let the rest run for at most `drain_s` seconds, end the thread."""
+        await self._loop.close(drain_s)
+
+
+def _start(settings: RefineSettings, load: Callable[[RefineSettings], Core]) -> Core:
+    """Load in the engine's own thread, on a GPU with a stream of its own: on the default one each step would wait for the draft engine's work."""
+    if torch.cuda.is_available():
+        torch.cuda.set_stream(torch.cuda.Stream())
+    return load(settings)

@@ -1,22 +1,33 @@
 """How much memory the refine engine takes, from a checkpoint's config alone.
 
-The model is made on torch's meta device, where tensors have shapes and no data, and reads one token there: so parameters and cached keys
-and values are counted as they are, whatever the architecture. That takes about a second for 31 B parameters.
+The model is made on torch's meta device, where tensors have shapes and no data, and reads one token there: so parameters and the keys and values of
+its layers are counted as they are, whatever the architecture. That takes about a second for 31 B parameters.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 
+from ar_engine import attention
 from ar_engine.api import RefineSettings
+from ar_engine.attention import Layer, layers_of
+from ar_engine.sampler import PIECE
 from engine_core.memory import Memory
+from engine_core.pages import PAGE, Kind, pages_needed
 from engine_core.published import find_config
+from engine_core.scheduler import Budget
 
-_MASK = 3  # bytes a pair of positions: what masks are made of and, in attention, their values in bfloat16
+SPARE = (
+    4  # of sliding layers, a page for so many in use remembers a prefix; full layers remember as long as there is room
+)
+LEAST_CACHE = 16_384  # positions of the cache on a GPU, where the settings leave it open and requests are shorter
+_FLOAT32, _FLOAT64 = 4, 8
 
 
 @dataclass(frozen=True)
@@ -24,9 +35,10 @@ class RefinerShape:
     """What a causal language model's memory follows from; bytes are those of its dtype."""
 
     weights: int
-    cached: tuple[int, ...]  # bytes a position, of each layer that caches
-    windows: tuple[int | None, ...]  # of these layers
-    row: int  # bytes a position of a prefill, at the largest moment of a layer
+    experts: int  # numbers in plain experts, which may be quantised as they are loaded
+    layers: tuple[Layer, ...]
+    value: int  # bytes of a number among keys and values
+    row: int  # bytes of a row, at the largest moment of a layer
     vocab: int
     context: int  # the longest sequence
 
@@ -46,59 +58,79 @@ class RefinerShape:
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         with torch.device("meta"), torch.inference_mode():
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
-            cache = DynamicCache()
+            # on the meta device experts are only multiplied in bfloat16
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            attention.use_in(model)
             try:
-                model(input_ids=torch.zeros(1, 1, dtype=torch.int64), past_key_values=cache, use_cache=True)
+                layers = layers_of(model)
             except RuntimeError as error:
                 raise ValueError(f"{name}: expected a model that runs without data, got {error}") from error
+            if not on_gpu:
+                model.float()
         weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-        layers: list[Any] = [layer for layer in cache.layers if isinstance(getattr(layer, "keys", None), torch.Tensor)]
-        cached = [layer.keys.nbytes + layer.values.nbytes for layer in layers]
         text = config.get_text_config()
         text.allow_global_per_layer_attribute_access = (
             True  # of sizes that differ between layers the common one will do
         )
-        size = max((layer.keys.shape[-1] for layer in layers), default=0)
         return cls(
             weights=stored or weights,
-            cached=tuple(cached),
-            windows=_windows(text, len(cached)),
-            row=_row(text, size) * dtype.itemsize,
+            experts=0 if stored else sum(one.numel() for name, one in model.named_parameters() if ".experts." in name),
+            layers=tuple(layers),
+            value=dtype.itemsize,
+            row=_row(text, max(layer.head_dim for layer in layers)) * dtype.itemsize,
             vocab=text.vocab_size,
             context=text.max_position_embeddings,
         )
 
 
-def memory_of(shape: RefinerShape, settings: RefineSettings, prompt_tokens: int, *, windowed: bool = False) -> Memory:
-    """What the engine takes for one request, for it serves one at a time.
+def budget_of(layers: Sequence[Layer], settings: RefineSettings, context: int) -> Budget:
+    """What a step and the cache may hold. Raises ValueError: a setting is out of its range."""
+    least = {"max_running": 1, "encode_tokens": 1, "max_tokens": 1, "cache_tokens": 0, "speculate": 0}
+    for name, low in least.items():
+        if getattr(settings, name) < low:
+            raise ValueError(f"expected refine.{name} of at least {low}, got {getattr(settings, name)}")
+    windows: dict[Kind, int | None] = {layer.kind: layer.window for layer in layers}
+    tokens = settings.cache_tokens or 4 * context
+    most = ceil(tokens / PAGE) + 1
+    pages: dict[Kind, int] = {}
+    for kind, window in windows.items():
+        running = settings.max_running * pages_needed(tokens, window, 2 * settings.encode_tokens + 1)
+        pages[kind] = most if window is None else min(most, running + running // SPARE + 1)
+    return Budget(settings.max_running, settings.encode_tokens, windows, pages)
 
-    The prompt and the draft of an answer are read in one forward; its logits are those of the draft's positions, as the model gives them and
-    in float32. A layer's keys are copied as they grow.
 
-    Args:
-        shape: of the model.
-        settings: `max_tokens` is the longest answer.
-        prompt_tokens: of the longest prompt; cut to what the context leaves.
-        windowed: whether sliding layers keep their window only. `refiner` keeps all of it, so that a draft's tail can be cut off again.
+def memory_of(shape: RefinerShape, settings: RefineSettings, *, on_gpu: bool) -> Memory:
+    """What the engine takes; a `cache_tokens` of 0 stands for four of the longest requests.
+
+    A step reads `encode_tokens` of prompts, as many of drafts, and one token of every answer. The model gives logits of drafts and answers, capped in
+    a second copy; the sampler looks at a piece of them at a time.
     """
-    positions = min(prompt_tokens + settings.max_tokens, shape.context)
-    kept = [min(positions, window or positions) if windowed else positions for window in shape.windows]
-    caches = [nbytes * count for nbytes, count in zip(shape.cached, kept, strict=True)]
-    masked = positions if any(window and window < positions for window in shape.windows) else 0
-    logits = min(settings.max_tokens + 1, positions) * shape.vocab * (2 + 4)
+    budget = budget_of(shape.layers, settings, shape.context)
+    answered = settings.encode_tokens + settings.max_running
+    logits = answered * shape.vocab * 2 * shape.value
+    piece = min(answered, PIECE) * shape.vocab * (3 * _FLOAT32 + 4 * _FLOAT64)
+    quantized = settings.quantize and on_gpu
+    saved = (
+        shape.experts * shape.value - shape.experts * 9 // 16 if quantized else 0
+    )  # NVFP4: half a byte, and a scale for every 16
     return Memory(
-        weights=shape.weights,
-        cache=sum(caches),
+        weights=shape.weights - saved,
+        cache=cache_bytes(shape, budget),
         state=0,
-        workspace=positions * shape.row + max(caches, default=0) + max(masked**2 * _MASK, logits),
-        cache_tokens=positions,
+        workspace=max((settings.encode_tokens + answered) * shape.row, logits + piece),
+        cache_tokens=settings.cache_tokens or 4 * shape.context,
     )
 
 
-def _windows(text: Any, layers: int) -> tuple[int | None, ...]:
-    kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
-    return tuple(text.sliding_window if kind == "sliding_attention" else None for kind in kinds[:layers])
+def cache_bytes(shape: RefinerShape, budget: Budget) -> int:
+    """Bytes of `attention.PagedCache`."""
+    own = [layer for i, layer in enumerate(shape.layers) if layer.source == i]
+    return sum(budget.pages[one.kind] * PAGE * 2 * one.kv_heads * one.head_dim * shape.value for one in own)
+
+
+def gpu_cache_tokens(settings: RefineSettings, context: int, prompt_tokens: int) -> int:
+    """The `cache_tokens` of a GPU where the settings leave it open: enough for the longest request there may be."""
+    return settings.cache_tokens or max(LEAST_CACHE, min(prompt_tokens + settings.max_tokens, context))
 
 
 def _row(text: Any, size: int) -> int:

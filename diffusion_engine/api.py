@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from engine_core.upstream.settings import Upstream
+
 
 class DraftError(Exception):
     """Base of every error that the draft engine raises on purpose."""
@@ -46,6 +48,7 @@ class DraftSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How to load and run the draft model."""
 
     model: str = "demo"  # a checkpoint's name or folder; "demo" is the one shipped in demo_models
+    upstream: Upstream = Upstream()  # where it runs instead, if it has a base_url
     max_steps: int = 0  # most denoising steps per canvas, up to what the checkpoint says; 0: that
     max_tokens: int = 1024  # most tokens in one draft, also the default
     max_running: int = 16  # canvases denoised together; a request needs one for each candidate
@@ -90,6 +93,7 @@ class CanvasUpdate(Struct, frozen=True, kw_only=True):
     text: str  # the most likely text of the canvas now, up to its end-of-turn
     token_ids: tuple[int, ...]  # of the text
     settled: tuple[bool, ...]  # which of them the step took; the others are still noise to the next one
+    tokenizer_fingerprint: str = ""  # equal fingerprints: the refiner may use token_ids as they are
 
 
 class DraftSignals(Struct, frozen=True, kw_only=True):

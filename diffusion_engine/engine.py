@@ -18,8 +18,7 @@ from diffusion_engine.api import (
 )
 from diffusion_engine.core import Core, Job
 from diffusion_engine.load import load_core
-from engine_core.loop import EngineLoop, Ticket
-from engine_core.thread import EngineErrors
+from engine_core.loop import EngineErrors, EngineLoop, Ticket
 
 NAME = "draft"
 ERRORS = EngineErrors(DraftError, DraftOverloaded, DraftDeadline, DraftEngineClosed, DraftFailed)
@@ -91,7 +90,7 @@ class _Worker:
             request,
             update=ticket.send,
             done=lambda results: ticket.end(*results),
-            failed=lambda error: ticket.fail(ERRORS.told(NAME, error)),
+            failed=ticket.fail,
             deadline=ticket.deadline,
         )
 

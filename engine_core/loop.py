@@ -10,14 +10,44 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from engine_core.thread import LOADING, EngineErrors, State, ThreadStatus
+State = Literal["loading", "ready", "failed", "closed"]
+
+# transformers imports model code on demand and patches torch (default dtype, init functions) while it loads a checkpoint
+LOADING = threading.Lock()
 
 GRACE_S = 1.0  # a step may take this long beyond a deadline
 
 Request = TypeVar("Request")
 Request_contra = TypeVar("Request_contra", contravariant=True)
+
+
+class EngineErrors(NamedTuple):
+    """The exceptions that an engine's callers know."""
+
+    base: type[Exception]  # raised on purpose: passed on as it is
+    overloaded: Callable[[str, float], Exception]  # message, retry_after_s
+    deadline: Callable[[str], Exception]
+    closed: Callable[[str], Exception]
+    failed: Callable[[str], Exception]
+
+    def told(self, name: str, error: Exception) -> Exception:
+        """An error as the callers of the engine `name` know it: raised on purpose as it is, else as the cause of a `failed`."""
+        if isinstance(error, self.base):
+            return error
+        failed = self.failed(f"the {name} engine failed with {type(error).__name__}")
+        failed.__cause__ = error
+        return failed
+
+
+class LoopStatus(NamedTuple):
+    """The engine at one moment."""
+
+    state: State
+    running: int
+    waiting: int
+    detail: str  # why it failed
 
 
 class Ticket:
@@ -38,7 +68,7 @@ class Ticket:
         self.send(*events, _END)
 
     def fail(self, error: Exception) -> None:
-        """No result; `error` is raised where the request came from."""
+        """No result; `error` is raised where the request came from, as the cause of the engine's `failed` unless it is one of its own."""
         self.send(error)
 
 
@@ -89,6 +119,7 @@ class EngineLoop(Generic[Request]):
         self._detail = ""
         self._arrived: deque[tuple[Request, Ticket]] = deque()
         self._left: deque[Ticket] = deque()
+        self._notes: deque[Callable[[], None]] = deque()
         self._open: set[Ticket] = set()
         self._changed = threading.Condition()
         self._mean_gap_s = 1.0  # moving average of the time between two answers while busy
@@ -117,7 +148,7 @@ class EngineLoop(Generic[Request]):
         try:
             while (event := await self._next(ticket, deadline_s)) is not _END:
                 if isinstance(event, Exception):
-                    raise event
+                    raise self._errors.told(self.name, event)
                 yield event
             self._answered()
         finally:
@@ -126,11 +157,15 @@ class EngineLoop(Generic[Request]):
                 self._left.append(ticket)
                 self._changed.notify()
 
-    def status(self) -> ThreadStatus:
+    def note(self, tell: Callable[[], None]) -> None:
+        """Have something called in the engine's thread before its next step, if there is one; what it raises is lost."""
+        self._notes.append(tell)
+
+    def status(self) -> LoopStatus:
         """How things stand, read without a lock."""
         worker = self.worker
         running, waiting = (worker.running, worker.waiting) if worker else (0, 0)
-        return ThreadStatus(self._state, running, waiting + len(self._arrived), self._detail)
+        return LoopStatus(self._state, running, waiting + len(self._arrived), self._detail)
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Refuse what is new, let the rest run for at most `drain_s` seconds, and end the thread."""
@@ -225,13 +260,16 @@ class EngineLoop(Generic[Request]):
             self._arrived.popleft()  # only now: until the worker counts it, it waits here
         for ticket in left:
             worker.cancel(ticket)
+        while self._notes:
+            with contextlib.suppress(Exception):
+                self._notes.popleft()()
         return True
 
     def _add(self, worker: Worker[Request], request: Request, ticket: Ticket) -> None:
         try:
             worker.add(request, ticket)
         except Exception as err:  # noqa: BLE001 - one bad request must not take the engine with it
-            ticket.fail(self._errors.told(self.name, err))
+            ticket.fail(err)
 
     def _break(self, detail: str) -> None:
         with self._changed:

@@ -1,6 +1,6 @@
 """The errors of an engine that only tests know."""
 
-from engine_core.thread import EngineErrors
+from engine_core.loop import EngineErrors
 
 
 class Wanted(Exception):
