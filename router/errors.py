@@ -77,6 +77,7 @@ SERVER = "server_error"
 BUSY = "The server is busy; try again shortly."
 LATE = "The request took longer than its deadline."
 BROKEN = "The server failed to answer this request."
+AWAY = "The model can't be reached now; try again shortly."
 STARTING = "The model is not ready to serve."
 INTERNAL = Wire(500, SERVER, "internal_error", BROKEN)
 
@@ -95,6 +96,7 @@ TABLE: dict[type[BaseException], Wire] = {
     refine.RefineRejected: Wire(400, INVALID, "rejected"),
     refine.RefineOverloaded: Wire(503, SERVER, "server_is_overloaded", BUSY, 1.0),
     refine.RefineDeadline: Wire(504, SERVER, "timeout", LATE),
+    refine.RefineUnavailable: Wire(503, SERVER, "upstream_unavailable", AWAY, 5.0),
     refine.RefineEngineClosed: Wire(503, SERVER, "not_ready", STARTING, 5.0),
     refine.RefineFailed: Wire(500, SERVER, "engine_error", BROKEN),
 }

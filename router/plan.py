@@ -15,7 +15,10 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from ar_engine.api import RefineSettings
+from diffusion_engine.api import DraftSettings
 from engine_core.memory import Device, Memory
+from engine_core.upstream.settings import Upstream
 from router.settings import Settings, SettingsError, load
 
 GB = 10**9
@@ -30,7 +33,7 @@ class PairDoesNotFit(SettingsError):
 
 
 class Sizes(Protocol):
-    """What two engines take under any settings; knows the shapes of one pair of models."""
+    """What two engines take under any settings; knows the shapes of one pair of models. One that an upstream runs takes nothing."""
 
     def draft(self, settings: Settings) -> Memory:
         """The draft engine's; with the least cache that serves where the settings leave its size open."""
@@ -63,12 +66,23 @@ class Plan:
         where, whole = ("on one card" if device.kind == "cuda" else "in memory"), _gb(device.capacity)
         draft, refine = (_gb(engine.total + device.reserve) for engine in (self.draft, self.refine))
         both = _gb(self.draft.total + self.refine.total + device.reserve)
+        if not (self.draft.total and self.refine.total):
+            return self._verdict_of_rest(where, both, whole, tokens)
         return {
             "both": f"Both fit {where}: {both} of {whole} GB, {tokens}.",
             "draft": f"Draft local, refiner remote: the draft takes {draft} of {whole} GB, {tokens}; the refiner would take {refine} GB.",
             "refine": f"The draft does not fit: it takes {draft} of {whole} GB; the refiner would take {refine} GB.",
             "neither": f"Neither fits: the draft takes {draft} of {whole} GB, the refiner {refine} GB.",
         }[self.fit]
+
+    def _verdict_of_rest(self, where: str, taken: str, whole: str, tokens: str) -> str:
+        """The verdict where an upstream runs one model, or both."""
+        if not (self.draft.total or self.refine.total):
+            return "Nothing has to fit: both models are remote."
+        here, there = ("draft", "refiner") if self.draft.total else ("refiner", "draft")
+        cache = f", {tokens}" if here == "draft" and self.fit == "both" else ""
+        fits = f"fits {where}" if self.fit == "both" else "does not fit"
+        return f"The {here} {fits}, the {there} is remote: {taken} of {whole} GB{cache}."
 
     def report(self) -> str:
         """Table, verdict and advice."""
@@ -114,13 +128,19 @@ def plan(settings: Settings, sizes: Sizes, device: Device) -> Plan:
     Where both fit, or the draft alone, the draft engine's cache on a GPU gets what is left, unless the settings say how large it is.
     """
     draft, refine = sizes.draft(settings), sizes.refine(settings)
-    models = (settings.draft.model, settings.refine.model)
+    models = (named(settings.draft), named(settings.refine))
     fit = _fit(draft.total, refine.total, device.room)
     if fit in ("both", "draft") and device.kind == "cuda" and not settings.draft.cache_tokens:
         free = device.room - (refine.total if fit == "both" else 0)
         draft = sizes.draft(_with(settings, "draft.cache_tokens", sizes.cache_tokens(settings, free)))
     changes = () if fit == "both" else _changes(settings, sizes, device)
     return Plan(device, models, draft, refine, fit, tuple(changes))
+
+
+def named(engine: DraftSettings | RefineSettings) -> str:
+    """The model an engine runs, and where, if that is elsewhere."""
+    upstream = engine.upstream
+    return f"{upstream.model or 'the model'} at {upstream.base_url}" if upstream.base_url else engine.model
 
 
 def admit(settings: Settings, sizes: Sizes, device: Device) -> Settings:
@@ -132,10 +152,14 @@ def admit(settings: Settings, sizes: Sizes, device: Device) -> Settings:
     found = plan(settings, sizes, device)
     if found.fit != "both":
         raise PairDoesNotFit(f"expected two engines that fit the memory there is, got\n{found.report()}")
-    return _with(settings, "draft.cache_tokens", found.draft.cache_tokens) if device.kind == "cuda" else settings
+    if device.kind != "cuda":
+        return settings
+    settings = _with(settings, "draft.cache_tokens", found.draft.cache_tokens)
+    return _with(settings, "refine.cache_tokens", found.refine.cache_tokens)
 
 
 def _fit(draft: int, refine: int, room: int) -> Fit:
+    room = max(room, 0)  # what takes nothing fits a device that is full
     if draft + refine <= room:
         return "both"
     if draft <= room:
@@ -186,6 +210,7 @@ def _ways(settings: Settings) -> list[tuple[str, Sequence[int | bool]]]:
     if settings.draft.cache_tokens:
         ways.append(("draft.cache_tokens", [0]))  # 0: what is left
     ways.append(("draft.max_running", range(1, settings.draft.max_running)))
+    ways.append(("refine.max_running", range(1, settings.refine.max_running)))
     ways.append(("server.max_prompt_chars", range(SHORTEST_PROMPT, settings.server.max_prompt_chars, SHORTEST_PROMPT)))
     return [way for way in ways if way[1]]
 
@@ -246,7 +271,7 @@ def main(argv: list[str]) -> int:
         settings = load(options.config, os.environ)
         for section in ("draft", "refine"):
             if name := getattr(options, section):
-                changed = msgspec.structs.replace(getattr(settings, section), model=name)
+                changed = msgspec.structs.replace(getattr(settings, section), model=name, upstream=Upstream())
                 settings = msgspec.structs.replace(settings, **{section: changed})
         found = _plan_here(settings, options.vram)
     except (ValueError, OSError) as error:

@@ -34,6 +34,9 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     complexity_threshold: Share = 0.5  # at or above: no draft is made
     quality_threshold: Share = 0.7  # below: the draft is refined
+    sketch_steps: Annotated[int, Meta(ge=0, le=64)] = (
+        4  # denoising steps spent on a complex request to help the refiner; 0: none
+    )
 
 
 class Features(Struct, frozen=True, kw_only=True):
@@ -122,6 +125,7 @@ class DecisionRecord(Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     kept_tokens: int | None  # None: no draft was refined
+    sketched_tokens: int | None = None  # None: there was no sketch
     elapsed_s: float
 
 

@@ -10,11 +10,13 @@ import msgspec
 
 from ar_engine import memory as refine_memory
 from ar_engine.engine import AutoregressiveEngine
+from ar_engine.remote import RemoteEngine
 from classifiers.complexity import LinearComplexity
 from classifiers.quality import LogisticQuality
 from demo_models import store as demo
 from diffusion_engine import memory as draft_memory
 from diffusion_engine.engine import DiffusionEngine
+from diffusion_engine.remote import RemoteDraftEngine
 from engine_core.device import here
 from engine_core.memory import Device, Memory
 from router import plan
@@ -24,6 +26,7 @@ from router.state.cache import fingerprint
 from router.version import version
 
 DEMO = "demo"
+REMOTE = Memory(0, 0, 0, 0, 0)  # what a model takes here that runs elsewhere
 MODEST_CACHE = 65_536  # positions of the draft engine's cache where nothing is known of the models yet
 
 
@@ -54,8 +57,8 @@ def build(settings: Settings, device: Device | None = None) -> Parts:
     complexity = Path(_place("complexity", settings.classifiers.complexity))
     quality = Path(_place("quality", settings.classifiers.quality))
     return Parts(
-        draft=DiffusionEngine(draft),
-        refine=AutoregressiveEngine(refine),
+        draft=RemoteDraftEngine(draft) if draft.upstream.base_url else DiffusionEngine(draft),
+        refine=RemoteEngine(refine) if refine.upstream.base_url else AutoregressiveEngine(refine),
         complexity=LinearComplexity.load(complexity),
         quality=LogisticQuality.load(quality),
         revision=revision(draft.model, refine.model),
@@ -65,41 +68,59 @@ def build(settings: Settings, device: Device | None = None) -> Parts:
 class PairSizes:
     """What a pair of models takes under any settings: the `Sizes` of `router.plan`."""
 
-    def __init__(self, draft: str, refine: str, device: Device) -> None:
-        """Look at configs; no weights are read. Raises OSError or ValueError: a model isn't here, or isn't one."""
+    def __init__(self, draft: str | None, refine: str | None, device: Device) -> None:
+        """Look at configs; no weights are read.
+
+        Args:
+            draft: a model's name or folder; None for one that an upstream runs.
+            refine: likewise.
+            device: that the others will load onto.
+
+        Raises:
+            OSError, ValueError: a model isn't here, or isn't one.
+        """
         self._on_gpu = device.kind == "cuda"
-        self._config, form = draft_memory.find_model(draft)
-        self._form: draft_memory.Form = form
-        self._refiner = refine_memory.RefinerShape.load(refine, on_gpu=self._on_gpu)
+        self._draft = draft_memory.find_model(draft) if draft is not None else None
+        self._refiner = refine_memory.RefinerShape.load(refine, on_gpu=self._on_gpu) if refine is not None else None
 
     def draft(self, settings: Settings) -> Memory:
         """The draft engine's."""
+        if self._draft is None:
+            return REMOTE
+        config, form = self._draft
         chosen = settings.draft
         if self._on_gpu and not chosen.cache_tokens:
-            chosen = msgspec.structs.replace(chosen, cache_tokens=self._longest(settings))
-        return draft_memory.memory_of(self._config, chosen, self._form, on_gpu=self._on_gpu)
+            chosen = msgspec.structs.replace(chosen, cache_tokens=_longest(config, settings))
+        return draft_memory.memory_of(config, chosen, form, on_gpu=self._on_gpu)
 
     def refine(self, settings: Settings) -> Memory:
         """The refine engine's."""
-        return refine_memory.memory_of(self._refiner, settings.refine, settings.server.max_prompt_chars)
+        if self._refiner is None:
+            return REMOTE
+        chosen = settings.refine
+        if self._on_gpu:
+            tokens = refine_memory.gpu_cache_tokens(chosen, self._refiner.context, settings.server.max_prompt_chars)
+            chosen = msgspec.structs.replace(chosen, cache_tokens=tokens)
+        return refine_memory.memory_of(self._refiner, chosen, on_gpu=self._on_gpu)
 
     def cache_tokens(self, settings: Settings, free: int) -> int:
         """The draft engine's cache when so many bytes are its own."""
-        least = self._longest(settings)
-        return draft_memory.fitting_cache_tokens(self._config, settings.draft, self._form, free, least)
-
-    def _longest(self, settings: Settings) -> int:
-        return draft_memory.longest(self._config, settings.draft, settings.server.max_prompt_chars)
+        if self._draft is None:
+            return 0
+        config, form = self._draft
+        return draft_memory.fitting_cache_tokens(config, settings.draft, form, free, _longest(config, settings))
 
 
 def sizes(settings: Settings, device: Device) -> PairSizes:
     """Those of the configured models. Raises OSError or ValueError: a model isn't here, or isn't one."""
-    return PairSizes(_place("draft", settings.draft.model), _place("refine", settings.refine.model), device)
+    draft = None if settings.draft.upstream.base_url else _place("draft", settings.draft.model)
+    refine = None if settings.refine.upstream.base_url else _place("refine", settings.refine.model)
+    return PairSizes(draft, refine, device)
 
 
 def banner(settings: Settings) -> str:
     """One line for the start of the log."""
-    models = (settings.draft.model, settings.refine.model)
+    models = (plan.named(settings.draft), plan.named(settings.refine))
     words = (
         f"draftgate {version()} on http://{settings.server.host}:{settings.server.port}"
         f", draft model: {models[0]}, refine model: {models[1]} ({settings.refine.mode})"
@@ -120,3 +141,7 @@ def revision(*models: str) -> str:
 
 def _place(part: Literal["draft", "refine", "complexity", "quality"], configured: str) -> str:
     return str(demo.path(part)) if configured == DEMO else configured
+
+
+def _longest(config: draft_memory.ModelConfig, settings: Settings) -> int:
+    return draft_memory.longest(config, settings.draft, settings.server.max_prompt_chars)

@@ -45,6 +45,7 @@ class FakeEngine:
         self.cancelled = 0
         self.closed = False
         self.start_error: Exception | None = None
+        self.suggested: list[tuple[str, ar.Draft]] = []  # to the refiner
 
     def enqueue(self, *items: Any) -> None:
         """Script the next answers: a text, an exception, HANG, an event to wait for, a list."""
@@ -127,11 +128,15 @@ class FakeRefineEngine(FakeEngine):
             token_ids=tuple(range(len(text.split()))),
             finish_reason="stop",
             prompt_tokens=9,
+            completion_tokens=len(text.split()),
             kept_tokens=1 if request.draft else 0,
             forwards=3,
             first_token_s=0.01,
             elapsed_s=0.02,
         )
+
+    def suggest(self, request_id: str, draft: ar.Draft) -> None:
+        self.suggested.append((request_id, draft))
 
     async def score(self, request: ar.ScoreRequest) -> ar.DraftScore:
         raise NotImplementedError

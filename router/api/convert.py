@@ -115,6 +115,7 @@ def to_info(request_id: str, decision: Decision, usage: Usage) -> DraftgateInfo:
         cached_route=decision.cached_route,
         steps=usage.steps,
         kept_tokens=usage.kept_tokens,
+        sketched_tokens=usage.sketched_tokens,
     )
 
 

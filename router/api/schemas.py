@@ -87,6 +87,7 @@ class DraftgateInfo(Struct, frozen=True, kw_only=True):
     cached_route: Route | None
     steps: int | None  # denoising steps
     kept_tokens: int | None  # draft tokens in a refined answer
+    sketched_tokens: int | None  # tokens of a direct answer that a sketch had right
 
 
 class CompletionTokensDetails(Struct, frozen=True):

@@ -50,6 +50,7 @@ class Usage(Struct, frozen=True, kw_only=True):
     completion_tokens: int
     kept_tokens: int | None = None  # draft tokens in a refined answer; None: nothing was refined
     dropped_tokens: int | None = None  # draft tokens thrown away by the refiner
+    sketched_tokens: int | None = None  # of a direct answer, those that a sketch had right; None: there was no sketch
     steps: int | None = None  # denoising steps of the draft; None: no draft was made
 
 

@@ -10,7 +10,7 @@ Closing the generator closes the engine's iterator, which frees its slot.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import TypeVar
 
 from ar_engine import api as ar
@@ -32,6 +32,7 @@ from router.policy import (
 from router.serving.messages import Answer, Ask, Decided, Event, Finished, TextDelta
 from router.serving.protocols import DraftEngine, RefineEngine
 from router.serving.run import Run, drafted, evidence_of, refined_usage, remembered
+from router.serving.sketch import sketching
 from router.serving.stop import StopCutter
 from router.state.cache import AnswerCache
 
@@ -52,6 +53,7 @@ DRAFT_PROBLEMS: dict[type[Exception], DraftProblem] = {
 REFINE_PROBLEMS: dict[type[Exception], RefineProblem] = {
     ar.RefineOverloaded: "overloaded",
     ar.RefineRejected: "rejected",
+    ar.RefineUnavailable: "failed",
     ar.RefineFailed: "failed",
 }
 
@@ -200,7 +202,21 @@ class Pipeline:
         for event in drafted(run):
             yield event
 
+    def _sketching(self, run: Run) -> AbstractAsyncContextManager[None] | None:
+        """A sketch to go along with a complex request, where the draft engine has room for one."""
+        assert run.choice is not None, "decided before"
+        steps, load = self._policy.sketch_steps, self._draft_engine.load()
+        if run.choice.reason != "complexity" or not steps or load.running + load.waiting >= load.capacity:
+            return None
+        return sketching(self._draft_engine, self._refine_engine, run.sketch_request(steps))
+
     async def _refine(self, run: Run) -> AsyncGenerator[Event, None]:
+        sketch = self._sketching(run)
+        async with sketch or nullcontext(), aclosing(self._write(run, sketched=sketch is not None)) as events:
+            async for event in events:
+                yield event
+
+    async def _write(self, run: Run, *, sketched: bool) -> AsyncGenerator[Event, None]:
         cutter = StopCutter(run.ask.stop)
         result = None
         iterator = self._refine_engine.refine(run.refine_request())
@@ -219,9 +235,9 @@ class Pipeline:
             raise ar.RefineFailed("the engine ended without an answer")
         if rest := cutter.rest():
             yield TextDelta(rest)
-        run.usage = refined_usage(result, run.draft)
+        run.usage = refined_usage(result, run.draft, sketched=sketched)
         yield Finished(
-            finish_reason="stop" if cutter.hit else result.finish_reason,
+            finish_reason="length" if result.finish_reason == "length" and not cutter.hit else "stop",
             usage=run.usage,
             decision=run.decision(),
         )

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from ar_engine import api as ar
 from classifiers.api import DraftEvidence
 from diffusion_engine import api as diffusion
@@ -77,6 +79,19 @@ class Run:
             deadline_s=time_s,
         )
 
+    def sketch_request(self, steps: int) -> diffusion.DraftRequest:
+        """The request for a sketch: any draft that somebody waits for comes before it."""
+        return diffusion.DraftRequest(
+            request_id=self.ask.request_id,
+            messages=self.ask.messages,
+            max_tokens=self.ask.max_tokens,
+            seed=self.seed,
+            max_steps=steps,
+            priority=1,
+            updates=True,
+            deadline_s=self.left_s,
+        )
+
     def refine_request(self) -> ar.RefineRequest:
         """The request to the refiner; a rejected draft travels along."""
         draft = self.draft
@@ -114,6 +129,7 @@ class Run:
             prompt_tokens=self.usage.prompt_tokens,
             completion_tokens=self.usage.completion_tokens,
             kept_tokens=self.usage.kept_tokens,
+            sketched_tokens=self.usage.sketched_tokens,
             elapsed_s=self.elapsed_s,
         )
 
@@ -153,19 +169,20 @@ def drafted(run: Run) -> Iterator[Event]:
     )
 
 
-def refined_usage(result: ar.RefineResult, draft: diffusion.DraftResult | None) -> Usage:
-    """Tokens of a refined answer; what was kept of a draft counts as accepted prediction."""
+def refined_usage(result: ar.RefineResult, draft: diffusion.DraftResult | None, *, sketched: bool) -> Usage:
+    """Tokens of a refined or direct answer; what the refiner took of a draft counts as accepted prediction."""
+    taken = result.kept_tokens + result.reused_draft_tokens
     usage = Usage(
         prompt_tokens=result.prompt_tokens,
-        completion_tokens=len(result.token_ids),
+        completion_tokens=result.completion_tokens,
+        sketched_tokens=taken if sketched else None,
     )
     if draft is None:
         return usage
-    return Usage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        kept_tokens=result.kept_tokens,
-        dropped_tokens=max(0, len(draft.token_ids) - result.kept_tokens),
+    return replace(
+        usage,
+        kept_tokens=taken,
+        dropped_tokens=max(0, len(draft.token_ids) - taken),
         steps=sum(draft.signals.steps),
     )
 

@@ -101,6 +101,7 @@ class Metrics:
         self._tokens.labels("prompt").inc(record.prompt_tokens)
         self._tokens.labels("completion").inc(record.completion_tokens)
         self._tokens.labels("kept").inc(record.kept_tokens or 0)
+        self._tokens.labels("sketched").inc(record.sketched_tokens or 0)
         key = bucket_key(record.at_unix_s)
         self._outbox.count(key, f"requests|{route}|{record.reason}|{record.status}")
         self._outbox.count(key, f"latency|{route}|{bin_of(record.elapsed_s)}")

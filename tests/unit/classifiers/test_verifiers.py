@@ -3,6 +3,7 @@
 from typing import Literal
 
 import pytest
+from msgspec.structs import replace
 
 from classifiers.api import DraftEvidence
 from classifiers.verifiers import VERIFIERS, verify
@@ -89,6 +90,11 @@ def test_unfinished_texts_fail_the_truncation_check(text, finish, says):
 def test_every_check_is_reported_with_its_verdict():
     checks = {check.verifier: check.passed for check in verify(evidence("1 + 1 = 3"))}
     assert checks == {"settled": True, "arithmetic": False, "repetition": True, "truncation": True}
+
+
+def test_a_draft_without_the_denoisers_signals_is_not_taken_on_trust():
+    bare = replace(evidence("It costs $5."), steps=(), converged=(), token_entropy=(), token_logprobs=())
+    assert VERIFIERS["settled"](bare) == "expected the denoiser's signals, got a draft without any"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ar_engine.api import RefineError, RefineOverloaded
+from ar_engine.api import RefineError, RefineOverloaded, RefineUnavailable
 from diffusion_engine.api import DraftError, DraftFailed, DraftRejected
 from router.errors import TABLE, BadRequest, RouterError, describe, wire_of
 
@@ -49,6 +49,12 @@ def test_breakage_is_logged_and_not_told(error: Exception, caplog: pytest.LogCap
 def test_retry_after_is_whole_seconds_within_a_minute(wait_s: float, header: str) -> None:
     _, _, headers = describe(RefineOverloaded("full", wait_s))
     assert headers["retry-after"] == header
+
+
+def test_an_upstream_that_is_away_is_no_breakage_and_says_when_to_retry() -> None:
+    wire, body, headers = describe(RefineUnavailable("http://10.0.0.7:8000/v1 is left alone", 4.6))
+    assert (wire.status, headers["retry-after"], body.error.code) == (503, "5", "upstream_unavailable")
+    assert "10.0.0.7" not in body.error.message
 
 
 def test_every_busy_or_starting_error_says_when_to_retry() -> None:

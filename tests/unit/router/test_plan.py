@@ -4,7 +4,10 @@ import json
 import msgspec
 import pytest
 
+from ar_engine.remote import RemoteEngine
+from diffusion_engine.remote import RemoteDraftEngine
 from engine_core.memory import Device, Memory
+from engine_core.upstream.settings import Upstream
 from router import cli, plan, server, wiring
 from router.plan import PairDoesNotFit, admit, size
 from router.settings import ServerSettings, Settings
@@ -60,8 +63,8 @@ def test_the_advice_for_the_published_pair_is_good_and_not_too_modest(published)
     assert plan.plan(pair(max_running=7), published, card(24)).fit == "neither"
 
     found = plan.plan(pair(), published, card(80))
-    assert found.changes[0].startswith("Both fit with server.max_prompt_chars = 9000: ")
-    for chars, fit in ((9_000, "both"), (10_000, "draft")):
+    assert found.changes[0].startswith("Both fit with server.max_prompt_chars = 12000: ")
+    for chars, fit in ((12_000, "both"), (13_000, "draft")):
         shorter = msgspec.structs.replace(pair(), server=ServerSettings(max_prompt_chars=chars))
         assert plan.plan(shorter, published, card(80)).fit == fit
 
@@ -80,6 +83,42 @@ def test_several_changes_are_named_together():
     settings = msgspec.structs.replace(pair(max_running=2, cache_tokens=2 * GB), server=ServerSettings())
     found = plan.plan(settings, Fake(), card(10 + 5 + 1 + 1.5 + 0.01))
     assert found.changes[-1] == "Both fit with draft.cache_tokens = 0 and draft.max_running = 1: 3.0 GB less."
+
+
+def remote(settings: Settings, *sections: str) -> Settings:
+    upstream = Upstream(base_url="http://127.0.0.1:9/v1", model="far")
+    changes = {name: msgspec.structs.replace(getattr(settings, name), upstream=upstream) for name in sections}
+    return msgspec.structs.replace(settings, **changes)
+
+
+@pytest.mark.parametrize(
+    ("sections", "gigabytes", "fit", "verdict"),
+    [
+        (["refine"], 48, "both", "The draft fits on one card, the refiner is remote: 48.0 of 48.0 GB, cache for "),
+        (["refine"], 24, "refine", "The draft does not fit, the refiner is remote: "),
+        (["draft"], 80, "both", "The refiner fits on one card, the draft is remote: "),
+        (["draft"], 24, "draft", "The refiner does not fit, the draft is remote: "),
+        (["draft", "refine"], 2, "both", "Nothing has to fit: both models are remote."),
+    ],
+)
+def test_what_an_upstream_runs_takes_nothing(sections, gigabytes, fit, verdict):
+    settings = remote(pair(), *sections)
+    found = plan.plan(settings, wiring.sizes(settings, card(gigabytes)), card(gigabytes))
+    assert found.fit == fit
+    assert found.verdict.startswith(verdict)
+    for section, name in zip(("draft", "refine"), found.models, strict=True):
+        assert (getattr(found, section).total == 0) == (section in sections)
+        assert (name == "far at http://127.0.0.1:9/v1") == (section in sections)
+
+
+def test_a_remote_model_is_not_looked_for_here_and_makes_room_for_the_other():
+    settings = remote(pair(refine="nobody/nothing"), "refine")
+    admitted = admit(settings, wiring.sizes(settings, card(48)), card(48))
+    assert admitted.draft.cache_tokens > 0
+    parts = wiring.build(remote(Settings(), "draft", "refine"), Device("a small card", "cuda", GB))
+    assert isinstance(parts.draft, RemoteDraftEngine)
+    assert isinstance(parts.refine, RemoteEngine)
+    assert "refine model: far at http://127.0.0.1:9/v1" in wiring.banner(settings)
 
 
 def test_the_verdicts_words():

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from engine_core.upstream.settings import Upstream
 from router.settings import Settings, SettingsError, load
 
 
@@ -32,8 +33,12 @@ def test_environment_values_take_the_type_of_their_field() -> None:
             "DRAFTGATE_REDIS__URL": "redis://r:6379/0",
             "DRAFTGATE_POLICY__QUALITY_THRESHOLD": "0.25",
             "DRAFTGATE_DRAFT__MAX_STEPS": "12",
+            "DRAFTGATE_REFINE__UPSTREAM__BASE_URL": "https://host/v1",
+            "DRAFTGATE_REFINE__UPSTREAM__IDLE_TIMEOUT_S": "7",
+            "DRAFTGATE_UPSTREAM_KEY": "no setting, but the key itself",
         },
     )
+    assert settings.refine.upstream == Upstream(base_url="https://host/v1", idle_timeout_s=7.0)
     assert settings.redis.url == "redis://r:6379/0"
     assert settings.policy.quality_threshold == 0.25
     assert settings.draft.max_steps == 12
@@ -54,7 +59,12 @@ def test_variables_that_kubernetes_injects_are_left_alone() -> None:
         ("server = 3", "server: expected object, got 3"),
         ("[policy]\nquality_threshold = 1.5", "policy.quality_threshold: expected float <= 1.0"),
         ("[redis]\nurl = 'http://r'", "redis.url: expected str matching regex"),
-        ("[refine]\nmode = 'polish'", "refine.mode: invalid enum value 'polish'"),
+        ("[refine]\nmode = 'perfect'", "refine.mode: invalid enum value 'perfect'"),
+        (
+            "[refine.upstream]\nbase_url = 'http://user:secret@host/v1'",
+            "refine.upstream.base_url: expected str matching",
+        ),
+        ("[draft.upstream]\nidle_timeout_s = 0", "draft.upstream.idle_timeout_s: expected float > 0.0, got 0"),
         ("[server", "not valid TOML"),
     ],
 )

@@ -13,6 +13,7 @@ from ar_engine.api import (
     RefineFailed,
     RefineOverloaded,
     RefineRejected,
+    RefineUnavailable,
 )
 from diffusion_engine.api import (
     DraftDeadline,
@@ -51,7 +52,7 @@ class Bench:
             complexity=FakeComplexity(),
             quality=FakeQuality(),
             cache=AnswerCache(Store(RedisSettings()), CacheSettings(), "test"),
-            policy=Policy(),
+            policy=Policy(sketch_steps=0),
             timeout_s=timeout_s,
             observe=self.records.append,
         )
@@ -117,6 +118,7 @@ async def test_an_engine_that_ends_without_a_draft_has_failed() -> None:
     ("error", "reason"),
     [
         (RefineFailed("x"), "refine_failed"),
+        (RefineUnavailable("x", 1.0), "refine_failed"),
         (RefineOverloaded("x", 1.0), "refine_overloaded"),
         (RefineRejected("x"), "refine_rejected"),
     ],
