@@ -119,14 +119,6 @@ class Core:
         self._jobs |= dict.fromkeys(job.group.sequences, job)
         self._job_of[ticket] = job
 
-    def suggest(self, request_id: str, draft: Draft) -> None:
-        """Give a running request a draft, in place of one it may have; nothing if it has ended. No answer changes by it."""
-        ids = self._draft_ids(draft)
-        for job in self._job_of.values():
-            if job.request.request_id == request_id:
-                for sequence in job.group.sequences:
-                    sequence.suggest(Guide(ids, self._settings.speculate))
-
     def cancel(self, ticket: Ticket) -> None:
         """Forget a request, if it is still there; its slots and pages are free for the next step."""
         if job := self._job_of.pop(ticket, None):

@@ -7,7 +7,6 @@ from functools import partial
 import torch
 
 from ar_engine.api import (
-    Draft,
     DraftScore,
     RefineDeadline,
     RefineEngineClosed,
@@ -56,12 +55,6 @@ class AutoregressiveEngine:
         events = self._loop.stream(request, request.deadline_s)
         async with contextlib.aclosing(events):
             return await anext(events)
-
-    def suggest(self, request_id: str, draft: Draft) -> None:
-        """Give a request that is being answered a draft, perhaps an unfinished one; it can only make the answer come sooner."""
-        worker = self._loop.worker
-        if isinstance(worker, Core):
-            self._loop.note(partial(worker.suggest, request_id, draft))
 
     def load(self) -> RefineLoad:
         """How busy the engine is, read without a lock."""

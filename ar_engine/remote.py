@@ -25,7 +25,6 @@ from contextlib import aclosing
 from typing import Any, Literal, TypeVar
 
 from ar_engine.api import (
-    Draft,
     DraftScore,
     RefineDeadline,
     RefineEngineClosed,
@@ -114,9 +113,6 @@ class RemoteEngine:
                     yield event
         except UpstreamError as error:
             raise _told(error) from error
-
-    def suggest(self, request_id: str, draft: Draft) -> None:
-        """Do nothing: an upstream takes no drafts for what it already answers."""
 
     async def score(self, request: ScoreRequest) -> DraftScore:
         """What the upstream's model thinks of a draft, from one prefill.

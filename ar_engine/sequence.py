@@ -142,12 +142,6 @@ class Sequence:
                 return before if before > 0 else image.start + image.count - self.encoded
         return count
 
-    def suggest(self, guide: Guide) -> None:
-        """Take another draft for what is still to be written; its tokens are only ever taken where they are the model's own choice."""
-        if self.guide:
-            guide.tried, guide.reused = self.guide.tried, self.guide.reused
-        self.guide, self.lenient = guide, False
-
     def propose(self, rows: int) -> list[int]:
         """Tokens to try behind the last one, at most `rows`. One less than the answer may have, since each step adds one."""
         room = self.sampling.max_tokens - len(self.answer) - 1

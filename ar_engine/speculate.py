@@ -5,17 +5,15 @@ again: where the answer's last tokens stand in the draft as well, the answer may
 differing token may have taken the place of one of the draft's. How many tokens are tried follows how many were right of late, so a draft about
 something else soon costs nothing.
 
-A draft may come while the answer is being written: it is then looked at as if it had been there from the start.
-
 What is tried never changes an answer: the model chooses every token itself, and a right guess only spares a forward pass.
 """
 
 from math import ceil
 
 LONGEST = 4  # tokens of a match, beyond which longer ones are no better
-NEAR = 8  # a match of a single token counts this close to where the answer was expected to go on
-HOPE = 2.0  # right tokens expected of the first try after a token that differs
-MEMORY = 0.5  # weight of what was expected before a try
+NEAR = 4  # a match of a single token counts this close to where the answer was expected to go on
+HOPE = 1.0  # right tokens expected of the first try after a token that differs
+MEMORY = 0.7  # weight of what was expected before a try
 LITTLE = 0.15  # with fewer right tokens expected of a try, only long matches are tried
 
 

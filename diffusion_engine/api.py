@@ -93,7 +93,6 @@ class CanvasUpdate(Struct, frozen=True, kw_only=True):
     text: str  # the most likely text of the canvas now, up to its end-of-turn
     token_ids: tuple[int, ...]  # of the text
     settled: tuple[bool, ...]  # which of them the step took; the others are still noise to the next one
-    tokenizer_fingerprint: str = ""  # equal fingerprints: the refiner may use token_ids as they are
 
 
 class DraftSignals(Struct, frozen=True, kw_only=True):

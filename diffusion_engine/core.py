@@ -236,7 +236,6 @@ class Core:
             text=self._tokenizer.decode(ids),
             token_ids=tuple(ids),
             settled=tuple(taken),
-            tokenizer_fingerprint=self._tokenizer.fingerprint,
         )
 
     def _sampling(self, request: DraftRequest, prompt_tokens: int, template: Template | None) -> Sampling:

@@ -119,7 +119,6 @@ class EngineLoop(Generic[Request]):
         self._detail = ""
         self._arrived: deque[tuple[Request, Ticket]] = deque()
         self._left: deque[Ticket] = deque()
-        self._notes: deque[Callable[[], None]] = deque()
         self._open: set[Ticket] = set()
         self._changed = threading.Condition()
         self._mean_gap_s = 1.0  # moving average of the time between two answers while busy
@@ -156,10 +155,6 @@ class EngineLoop(Generic[Request]):
                 self._open.discard(ticket)
                 self._left.append(ticket)
                 self._changed.notify()
-
-    def note(self, tell: Callable[[], None]) -> None:
-        """Have something called in the engine's thread before its next step, if there is one; what it raises is lost."""
-        self._notes.append(tell)
 
     def status(self) -> LoopStatus:
         """How things stand, read without a lock."""
@@ -260,9 +255,6 @@ class EngineLoop(Generic[Request]):
             self._arrived.popleft()  # only now: until the worker counts it, it waits here
         for ticket in left:
             worker.cancel(ticket)
-        while self._notes:
-            with contextlib.suppress(Exception):
-                self._notes.popleft()()
         return True
 
     def _add(self, worker: Worker[Request], request: Request, ticket: Ticket) -> None:

@@ -45,7 +45,6 @@ class FakeEngine:
         self.cancelled = 0
         self.closed = False
         self.start_error: Exception | None = None
-        self.suggested: list[tuple[str, ar.Draft]] = []  # to the refiner
 
     def enqueue(self, *items: Any) -> None:
         """Script the next answers: a text, an exception, HANG, an event to wait for, a list."""
@@ -134,9 +133,6 @@ class FakeRefineEngine(FakeEngine):
             first_token_s=0.01,
             elapsed_s=0.02,
         )
-
-    def suggest(self, request_id: str, draft: ar.Draft) -> None:
-        self.suggested.append((request_id, draft))
 
     async def score(self, request: ar.ScoreRequest) -> ar.DraftScore:
         raise NotImplementedError

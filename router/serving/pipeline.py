@@ -10,7 +10,7 @@ Closing the generator closes the engine's iterator, which frees its slot.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import aclosing
 from typing import TypeVar
 
 from ar_engine import api as ar
@@ -32,7 +32,6 @@ from router.policy import (
 from router.serving.messages import Answer, Ask, Decided, Event, Finished, TextDelta
 from router.serving.protocols import DraftEngine, RefineEngine
 from router.serving.run import Run, drafted, evidence_of, refined_usage, remembered
-from router.serving.sketch import sketching
 from router.serving.stop import StopCutter
 from router.state.cache import AnswerCache
 
@@ -42,6 +41,7 @@ CLIENT_GONE = 499
 # An automatic draft may use this share of the time left, so that a hanging draft engine leaves
 # the refiner the rest.
 DRAFT_SHARE = 0.5
+SKETCH_SHARE = 0.1  # and a sketch this much
 INLINE_CHARS = 4_000  # scoring this much takes about a millisecond; more goes to a thread
 
 DRAFT_PROBLEMS: dict[type[Exception], DraftProblem] = {
@@ -113,6 +113,8 @@ class Pipeline:
         run.choice = decide(self._policy, features)
         if run.choice.route == "draft":
             run.choice = await self._try_draft(run, features)
+        elif run.choice.reason == "complexity":
+            run.sketch = await self._sketch(run)
         text: list[str] = []
         async with aclosing(self._speak(run, features)) as events:
             async for event in events:
@@ -160,7 +162,10 @@ class Pipeline:
 
     async def _draft(self, run: Run, time_s: float) -> diffusion.DraftResult:
         # The engine has a little less, so that it can hand over what is finished when its own deadline comes.
-        iterator = self._draft_engine.draft(run.draft_request(time_s - min(0.5, 0.1 * time_s)))
+        return await self._drafted(run.draft_request(time_s - min(0.5, 0.1 * time_s)), time_s)
+
+    async def _drafted(self, request: diffusion.DraftRequest, time_s: float) -> diffusion.DraftResult:
+        iterator = self._draft_engine.draft(request)
         late = diffusion.DraftDeadline(f"no draft within {time_s:.1f} s")
         async with aclosing(_within(time_s, late, iterator)) as events:
             async for event in events:
@@ -202,21 +207,21 @@ class Pipeline:
         for event in drafted(run):
             yield event
 
-    def _sketching(self, run: Run) -> AbstractAsyncContextManager[None] | None:
-        """A sketch to go along with a complex request, where the draft engine has room for one."""
-        assert run.choice is not None, "decided before"
+    async def _sketch(self, run: Run) -> diffusion.DraftResult | None:
+        """A few denoising steps for a complex request: a draft that nobody sees, but much of which the refiner needn't write one by one."""
         steps, load = self._policy.sketch_steps, self._draft_engine.load()
-        if run.choice.reason != "complexity" or not steps or load.running + load.waiting >= load.capacity:
+        if not steps or load.running + load.waiting >= load.capacity:
             return None
-        return sketching(self._draft_engine, self._refine_engine, run.sketch_request(steps))
+        time_s = SKETCH_SHARE * run.left_s
+        try:
+            return await self._drafted(run.sketch_request(steps, time_s), time_s)
+        except diffusion.DraftError as error:
+            logger.debug("no sketch for %s: %s", run.ask.request_id, error)
+        except Exception:
+            logger.exception("the sketch failed; the refiner answers alone")
+        return None
 
     async def _refine(self, run: Run) -> AsyncGenerator[Event, None]:
-        sketch = self._sketching(run)
-        async with sketch or nullcontext(), aclosing(self._write(run, sketched=sketch is not None)) as events:
-            async for event in events:
-                yield event
-
-    async def _write(self, run: Run, *, sketched: bool) -> AsyncGenerator[Event, None]:
         cutter = StopCutter(run.ask.stop)
         result = None
         iterator = self._refine_engine.refine(run.refine_request())
@@ -235,7 +240,7 @@ class Pipeline:
             raise ar.RefineFailed("the engine ended without an answer")
         if rest := cutter.rest():
             yield TextDelta(rest)
-        run.usage = refined_usage(result, run.draft, sketched=sketched)
+        run.usage = refined_usage(result, run.draft, run.sketch)
         yield Finished(
             finish_reason="length" if result.finish_reason == "length" and not cutter.hit else "stop",
             usage=run.usage,

@@ -6,7 +6,7 @@ Closing an iterator cancels its work: a slot is free within one step.
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from ar_engine.api import Draft, DraftScore, RefineEvent, RefineLoad, RefineRequest, ScoreRequest
+from ar_engine.api import DraftScore, RefineEvent, RefineLoad, RefineRequest, ScoreRequest
 from diffusion_engine.api import DraftEvent, DraftLoad, DraftRequest
 
 
@@ -39,10 +39,6 @@ class RefineEngine(Protocol):
 
     def refine(self, request: RefineRequest) -> AsyncGenerator[RefineEvent, None]:
         """Deltas, then one RefineResult. Raises RefineError."""
-        ...
-
-    def suggest(self, request_id: str, draft: Draft) -> None:
-        """A draft for a request that is being answered; it may only make the answer come sooner. Never fails."""
         ...
 
     async def score(self, request: ScoreRequest) -> DraftScore:

@@ -36,6 +36,7 @@ class Run:
     outcome: Outcome | None = None
     choice: Choice | None = None
     draft: diffusion.DraftResult | None = None
+    sketch: diffusion.DraftResult | None = None  # never shown, and never changes a word of the refiner's
     usage: Usage = NOTHING  # by the engines; a cached answer uses nothing
     told: bool = False  # the client knows the route, it can't change any more
     started: float = field(default_factory=time.perf_counter)  # uvloop's own clock has whole milliseconds
@@ -79,7 +80,7 @@ class Run:
             deadline_s=time_s,
         )
 
-    def sketch_request(self, steps: int) -> diffusion.DraftRequest:
+    def sketch_request(self, steps: int, time_s: float) -> diffusion.DraftRequest:
         """The request for a sketch: any draft that somebody waits for comes before it."""
         return diffusion.DraftRequest(
             request_id=self.ask.request_id,
@@ -88,13 +89,12 @@ class Run:
             seed=self.seed,
             max_steps=steps,
             priority=1,
-            updates=True,
-            deadline_s=self.left_s,
+            deadline_s=time_s,
         )
 
     def refine_request(self) -> ar.RefineRequest:
-        """The request to the refiner; a rejected draft travels along."""
-        draft = self.draft
+        """The request to the refiner; a rejected draft travels along, or else a sketch."""
+        draft = self.draft or self.sketch
         return ar.RefineRequest(
             request_id=self.ask.request_id,
             messages=self.ask.messages,
@@ -104,6 +104,7 @@ class Run:
                 token_ids=draft.token_ids,
                 tokenizer_fingerprint=draft.tokenizer_fingerprint,
             ),
+            mode="exact" if self.draft is None and self.sketch else None,
             max_tokens=self.ask.max_tokens,
             temperature=self.ask.temperature,
             top_p=self.ask.top_p,
@@ -169,13 +170,15 @@ def drafted(run: Run) -> Iterator[Event]:
     )
 
 
-def refined_usage(result: ar.RefineResult, draft: diffusion.DraftResult | None, *, sketched: bool) -> Usage:
+def refined_usage(
+    result: ar.RefineResult, draft: diffusion.DraftResult | None, sketch: diffusion.DraftResult | None
+) -> Usage:
     """Tokens of a refined or direct answer; what the refiner took of a draft counts as accepted prediction."""
     taken = result.kept_tokens + result.reused_draft_tokens
     usage = Usage(
         prompt_tokens=result.prompt_tokens,
         completion_tokens=result.completion_tokens,
-        sketched_tokens=taken if sketched else None,
+        sketched_tokens=taken if sketch and draft is None else None,
     )
     if draft is None:
         return usage

@@ -683,18 +683,3 @@ def test_whoever_comes_and_goes_each_gets_his_own_and_nothing_stays_behind(
 
     run(scenario())
     assert engines() == before
-
-
-def test_a_note_is_taken_in_the_engines_thread_before_its_next_step_and_its_errors_are_lost():
-    worker, seen = Counter(), []
-
-    async def scenario():
-        loop = engine(worker)
-        await loop.start()
-        loop.note(lambda: seen.append(1 // 0))
-        loop.note(lambda: seen.append((threading.current_thread().name, list(worker.log))))
-        assert await collect(loop, "a") == ["a 0", "a 1", "a done", "twice"]
-        await loop.close()
-
-    run(scenario())
-    assert seen == [("test-engine", ["add a"])]
