@@ -34,9 +34,7 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     complexity_threshold: Share = 0.5  # at or above: no draft is made
     quality_threshold: Share = 0.7  # below: the draft is refined
-    sketch_steps: Annotated[int, Meta(ge=0, le=64)] = (
-        4  # denoising steps spent on a complex request to help the refiner; 0: none
-    )
+    sketch_steps: Annotated[int, Meta(ge=0, le=64)] = 4  # of a draft that only helps the refiner; 0: none is made
 
 
 class Features(Struct, frozen=True, kw_only=True):
