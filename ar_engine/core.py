@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec.structs import replace
 
@@ -29,6 +29,8 @@ from engine_core.chat import fit
 from engine_core.loop import Ticket
 
 Request = RefineRequest | ScoreRequest
+
+COLDEST = 1e-5  # below this temperature a draw is the greedy choice, unless its quotients leave float32
 
 
 class Steps(Protocol):
@@ -67,6 +69,8 @@ class Core:
         settings: for requests that don't say.
         end_ids: tokens that end an answer.
         context: positions that prompt and answer may have together.
+        vocab: tokens that the model has embeddings for.
+        whole_images: whether an image's tokens see each other.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Core:
         end_ids: frozenset[int],
         context: int,
         *,
+        vocab: int,
         whole_images: bool = False,
     ) -> None:
         self.prompts = prompts
@@ -85,6 +90,7 @@ class Core:
         self._runner = runner
         self._scheduler = scheduler
         self._settings = settings
+        self._vocab = vocab
         self._whole_images = whole_images
         self._format = AnswerFormat.of(prompts.tokenizer)
         self._end_ids = end_ids | self._format.end_ids
@@ -248,7 +254,8 @@ class Core:
             prompt_tokens=len(sequence.prompt),
             completion_tokens=len(sequence.answer) + sequence.ended,
             kept_tokens=sequence.kept,
-            reused_draft_tokens=guide.reused if guide else 0,
+            # Some of them may stand behind the answer's end.
+            reused_draft_tokens=min(guide.reused, len(sequence.answer) - sequence.kept) if guide else 0,
             tried_tokens=guide.tried if guide else 0,
             reused_tokens=sequence.reused,
             forwards=sequence.forwards,
@@ -275,10 +282,9 @@ class Core:
             raise ValueError(f"expected a response_format of type text, since this engine has no other, got {got!r}")
         mode = request.mode or self._settings.mode
         draft = request.draft if mode != "fresh" else None
-        messages = polished(request.messages, draft.text) if draft and mode == "polish" else request.messages
-        prompt = self.prompts.read(messages, request.tools, request.tool_choice, request.reasoning)
-        sampling = self._sampling(request, len(prompt.ids))
+        prompt, sampling = self._asked(request, draft if mode == "polish" else None)
         tried = self._draft_ids(draft) if draft else []
+        tried = tried[: self._known(tried)]
         sequences = [
             Sequence(
                 sampling=_seeded(sampling, i),
@@ -296,10 +302,26 @@ class Core:
         group = Group(sequences, request.priority, _share_key(request.prefix_key, prompt))
         return Job(request, group, ticket, answers, left=len(sequences))
 
+    def _asked(self, request: RefineRequest, shown: Draft | None) -> tuple[Prompt, Sampling]:
+        """The prompt, with a draft shown in it if that fits, and how it is answered."""
+        if shown and shown.text:
+            try:
+                prompt = self._read(request, polished(request.messages, shown.text))
+                return prompt, self._sampling(request, len(prompt.ids))
+            except ValueError:  # the conversation alone may still fit, and the template take it
+                pass
+        prompt = self._read(request, request.messages)
+        return prompt, self._sampling(request, len(prompt.ids))
+
+    def _read(self, request: RefineRequest, messages: tuple[dict[str, Any], ...]) -> Prompt:
+        return self.prompts.read(messages, request.tools, request.tool_choice, request.reasoning)
+
     def _score(self, request: ScoreRequest, ticket: Ticket) -> Job:
         prompt, ids = self.prompts.read(request.messages), self._draft_ids(request.draft)
         if not ids:
             return Job(request, Group([]), ticket)
+        if (known := self._known(ids)) < len(ids):
+            raise ValueError(f"expected tokens below {self._vocab} in the draft, got {ids[known]}")
         fit(self.context_tokens, len(prompt.ids), len(ids), len(ids))
         sequence = Scored(
             Sampling(max_tokens=len(ids)), prompt.ids, draft=ids, images=prompt.images, whole_images=self._whole_images
@@ -311,7 +333,7 @@ class Core:
         sampling = Sampling(
             max_tokens=fit(self.context_tokens, prompt_tokens, request.max_tokens, self._settings.max_tokens),
             end_ids=self._end_ids | frozenset(request.stop_token_ids),
-            temperature=request.temperature,
+            temperature=request.temperature if not 0 <= request.temperature < COLDEST else 0.0,
             top_p=request.top_p,
             top_k=request.top_k,
             presence_penalty=request.presence_penalty,
@@ -327,6 +349,10 @@ class Core:
         if draft.tokenizer_fingerprint == self.prompts.tokenizer.fingerprint:
             return list(draft.token_ids)
         return self.prompts.tokenizer.encode(draft.text)
+
+    def _known(self, ids: list[int]) -> int:
+        """How many of a draft's tokens come before the first that the model has no embedding for."""
+        return next((i for i, token in enumerate(ids) if not 0 <= token < self._vocab), len(ids))
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:

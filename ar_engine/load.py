@@ -56,7 +56,9 @@ def core_of(model: PreTrainedModel, prompts: Prompts, settings: RefineSettings) 
     end = generation.eos_token_id
     end_ids = frozenset(end if isinstance(end, list) else [] if end is None else [end])
     whole_images = getattr(text, "use_bidirectional_attention", None) == "vision"
-    return Core(runner, Scheduler(budget), prompts, settings, end_ids, context, whole_images=whole_images)
+    embeddings: Any = model.get_input_embeddings()
+    vocab = embeddings.num_embeddings
+    return Core(runner, Scheduler(budget), prompts, settings, end_ids, context, vocab=vocab, whole_images=whole_images)
 
 
 def _fuse_norms(model: PreTrainedModel) -> None:

@@ -108,7 +108,7 @@ def memory_of(shape: RefinerShape, settings: RefineSettings, *, on_gpu: bool) ->
     budget = budget_of(shape.layers, settings, shape.context)
     answered = settings.encode_tokens + settings.max_running
     logits = answered * shape.vocab * 2 * shape.value
-    piece = min(answered, PIECE) * shape.vocab * (3 * _FLOAT32 + 4 * _FLOAT64)
+    piece = min(answered, PIECE) * shape.vocab * (4 * _FLOAT32 + 6 * _FLOAT64)
     quantized = settings.quantize and on_gpu
     saved = (
         shape.experts * shape.value - shape.experts * 9 // 16 if quantized else 0

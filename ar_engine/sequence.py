@@ -31,13 +31,13 @@ class Sampling(Struct, frozen=True, kw_only=True):
             raise ValueError(f"expected a temperature of at least 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"expected 0 < top_p <= 1, got {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"expected top_k of at least 0, got {self.top_k}")
+        if not 0 <= self.top_k < 2**31:
+            raise ValueError(f"expected top_k of at least 0 and of 31 bits, got {self.top_k}")
         for name in ("presence_penalty", "frequency_penalty"):
             if not -2 <= getattr(self, name) <= 2:
                 raise ValueError(f"expected {name} of -2 to 2, got {getattr(self, name)}")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"expected a repetition_penalty above 0, got {self.repetition_penalty}")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise ValueError(f"expected a repetition_penalty of 0.01 to 100, got {self.repetition_penalty}")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"expected a seed of 64 bits, got {self.seed}")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_ALTERNATIVES:

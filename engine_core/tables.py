@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class PageTables:
     def __init__(self, kinds: Iterable[Kind], slots: int, positions: int, device: torch.device) -> None:
         shape = (slots, -(-positions // PAGE))
         self._tables = {kind: torch.zeros(shape, dtype=torch.int32, device=device) for kind in kinds}
-        self._copied: dict[tuple[Kind, int], tuple[Any, int]] = {}  # of a kind and slot: how many pages of whom
+        self._copied: dict[tuple[Kind, int], tuple[ref[Any], int]] = {}  # of a kind and slot: how many pages of whom
 
     def __getitem__(self, kind: Kind) -> Tensor:
         """The table of a kind."""
@@ -32,12 +33,12 @@ class PageTables:
         """Copy what is new in the tables of a slot's owner; pages given back since then are never read again."""
         for kind, of_kind in pages.items():
             whose, copied = self._copied.get((kind, slot), (None, 0))
-            copied = copied if whose is owner else 0
+            copied = copied if whose and whose() is owner else 0
             if copied < len(of_kind.table):
                 table = self._tables[kind]
                 new = torch.tensor(of_kind.table[copied:], dtype=torch.int32, device=table.device)
                 table[slot, copied : len(of_kind.table)] = new
-                self._copied[kind, slot] = owner, len(of_kind.table)
+                self._copied[kind, slot] = ref(owner), len(of_kind.table)
 
     def places(self, kind: Kind, slots: Tensor, positions: Tensor) -> Tensor:
         """Where rows write: 16 * page + offset, (T,) int64, for rows (T,) of slots at positions."""

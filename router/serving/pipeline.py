@@ -161,8 +161,7 @@ class Pipeline:
         return judge(self._policy, features, run.outcome)
 
     async def _draft(self, run: Run, time_s: float) -> diffusion.DraftResult:
-        # The engine has a little less, so that it can hand over what is finished when its own deadline comes.
-        return await self._drafted(run.draft_request(time_s - min(0.5, 0.1 * time_s)), time_s)
+        return await self._drafted(run.draft_request(_sooner(time_s)), time_s)
 
     async def _drafted(self, request: diffusion.DraftRequest, time_s: float) -> diffusion.DraftResult:
         iterator = self._draft_engine.draft(request)
@@ -214,7 +213,7 @@ class Pipeline:
             return None
         time_s = SKETCH_SHARE * run.left_s
         try:
-            return await self._drafted(run.sketch_request(steps, time_s), time_s)
+            return await self._drafted(run.sketch_request(steps, _sooner(time_s)), time_s)
         except diffusion.DraftError as error:
             logger.debug("no sketch for %s: %s", run.ask.request_id, error)
         except Exception:
@@ -272,6 +271,11 @@ async def _within(time_s: float, late: Exception, events: AsyncGenerator[T, None
                     raise
                 raise late from None
             yield event
+
+
+def _sooner(time_s: float) -> float:
+    """A little less time for the engine, so that it can hand over what is finished when its own deadline comes."""
+    return time_s - min(0.5, 0.1 * time_s)
 
 
 def _problem(words: dict[type[Exception], T], error: Exception) -> T:

@@ -88,6 +88,7 @@ class Run:
             max_tokens=self.ask.max_tokens,
             seed=self.seed,
             max_steps=steps,
+            give_up=False,
             priority=1,
             deadline_s=time_s,
         )
@@ -141,7 +142,8 @@ def evidence_of(ask: Ask, draft: diffusion.DraftResult) -> DraftEvidence:
     return DraftEvidence(
         messages=ask.messages,
         text=text,
-        finish_reason="stop" if stopped else draft.finish_reason,
+        # A canvas that was given up may spell a stop string by chance.
+        finish_reason="stop" if stopped and draft.finish_reason != "unsettled" else draft.finish_reason,
         steps=draft.signals.steps,
         converged=draft.signals.converged,
         token_entropy=draft.signals.token_entropy,

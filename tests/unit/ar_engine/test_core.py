@@ -92,7 +92,9 @@ class Desk:
         asked = RefineSettings(**{"max_tokens": MOST, **wishes})
         budget = BUDGET._replace(encode_rows=encode_rows, pages=pages or BUDGET.pages)
         self.scheduler = Scheduler(budget)
-        self.core = Core(self.runner, self.scheduler, Prompts(self.tokenizer), asked, frozenset({END}), CONTEXT)
+        self.core = Core(
+            self.runner, self.scheduler, Prompts(self.tokenizer), asked, frozenset({END}), CONTEXT, vocab=1 << 20
+        )
 
     def _script(self, sequence: Sequence, before: list[int]) -> Tensor:
         said = [*self.says(sequence).encode(), END]
@@ -297,8 +299,6 @@ def test_the_engines_own_mode_holds_where_a_request_names_none():
 def test_polish_shows_the_draft_to_the_model_and_tries_it_too():
     desk = Desk(max_tokens=5)
     draft = "help"
-    with pytest.raises(RefineRejected, match="expected at most 200 tokens in all"):
-        desk.ask("q", draft, mode="polish")
     desk.core.context_tokens = 400
     prompt = desk.core._refine(
         RefineRequest(request_id="r", messages=told("q"), draft=desk.draft(draft), mode="polish"), Inbox()
@@ -343,10 +343,10 @@ def test_a_score_tells_of_every_token_of_the_draft():
         ({"n": 0}, "expected n of 1 to 3, got 0"),
         ({"temperature": -1.0}, "expected a temperature of at least 0, got -1"),
         ({"top_p": 0.0}, "expected 0 < top_p <= 1, got 0"),
-        ({"top_k": -1}, "expected top_k of at least 0, got -1"),
+        ({"top_k": -1}, "expected top_k of at least 0 and of 31 bits, got -1"),
         ({"presence_penalty": 3.0}, "expected presence_penalty of -2 to 2, got 3"),
         ({"frequency_penalty": -3.0}, "expected frequency_penalty of -2 to 2, got -3"),
-        ({"repetition_penalty": -1.0}, "expected a repetition_penalty above 0, got -1"),
+        ({"repetition_penalty": -1.0}, "expected a repetition_penalty of 0.01 to 100, got -1"),
         ({"seed": 2**63}, "expected a seed of 64 bits, got 9223372036854775808"),
         ({"logprobs": 21}, "expected logprobs of 0 to 20, got 21"),
         ({"priority": -1}, "expected a priority of at least 0, got -1"),
@@ -531,3 +531,42 @@ def test_everybody_is_told_once_unless_dropped_and_nothing_leaks(drawn: list[tup
     for inbox in inboxes:
         assert inbox.over == (inbox not in dropped)
         assert inbox.error is None or isinstance(inbox.error, RefineDeadline | ValueError)
+
+
+def test_a_draft_that_leaves_no_room_to_show_it_is_only_tried():
+    desk = Desk(mode="polish")
+    prompt = "q" * (CONTEXT - MOST - 8)
+    inbox = desk.ask(prompt, "hello", max_tokens=MOST)
+    desk.run()
+    result = inbox.result
+    assert (result.text, result.kept_tokens) == ("hello", 5)
+    assert result.prompt_tokens <= CONTEXT - MOST
+
+
+def test_tokens_without_an_embedding_end_a_draft_and_are_refused_in_a_score():
+    desk = Desk()
+    desk.core._vocab = 200
+    ids = (*b"hel", 1000, *b"lo")
+    draft = Draft(text="hel?lo", token_ids=ids, tokenizer_fingerprint="bytes")
+    inbox = Inbox()
+    desk.core.add(RefineRequest(request_id="r", messages=told("question"), draft=draft), inbox)
+    desk.run()
+    assert (inbox.result.text, inbox.result.tried_tokens) == ("hello", 3)
+    with pytest.raises(RefineRejected, match="expected tokens below 200 in the draft, got 1000"):
+        desk.score("question", draft)
+
+
+def test_tokens_behind_the_end_of_an_answer_are_not_counted_as_reused():
+    desk = Desk(lambda _: "one, two. three")
+    inbox = desk.ask(draft="One, two. three", stop=("two",))
+    desk.run()
+    result = inbox.result
+    assert result.kept_tokens + result.reused_draft_tokens <= len(result.token_ids)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-39, 1e-300])
+def test_a_temperature_next_to_none_is_greedy(temperature: float):
+    desk = Desk()
+    inbox = desk.ask(temperature=temperature, top_p=0.5)
+    desk.run()
+    assert inbox.result.text == "hello"
