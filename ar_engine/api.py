@@ -10,7 +10,7 @@ Error tree:
   - RefineFailed             the engine broke while working on this request
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from msgspec import Struct
 
@@ -24,6 +24,7 @@ typical: keep its longest prefix that the model finds likely enough, and go on
 polish:  show it to the model, which writes the answer anew
 fresh:   ignore it
 """
+MODES: tuple[RefineMode, ...] = get_args(RefineMode)
 
 
 class RefineError(Exception):

@@ -23,7 +23,7 @@ from ar_engine.api import (
 from ar_engine.polish import polished
 from ar_engine.prompts import Prompt, Prompts
 from ar_engine.scheduler import Group, Scheduler, Work
-from ar_engine.sequence import Choice, Sampling, Scored, Sequence
+from ar_engine.sequence import Choice, Sampling, Scored, Sequence, leading
 from ar_engine.speculate import Guide
 from engine_core.chat import fit
 from engine_core.loop import Ticket
@@ -352,7 +352,7 @@ class Core:
 
     def _known(self, ids: list[int]) -> int:
         """How many of a draft's tokens come before the first that the model has no embedding for."""
-        return next((i for i, token in enumerate(ids) if not 0 <= token < self._vocab), len(ids))
+        return leading(0 <= token < self._vocab for token in ids)
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:
@@ -376,13 +376,10 @@ def _share_key(key: str | None, prompt: Prompt) -> str | None:
 
 def _score_of(draft: list[int], scores: list[Choice]) -> DraftScore:
     greedy = [one.best for one in scores]
-    agreeing = next(
-        (i for i, (theirs, ours) in enumerate(zip(draft, greedy, strict=True)) if theirs != ours), len(draft)
-    )
     return DraftScore(
         token_ids=tuple(draft),
         token_logprobs=tuple(one.tried_logprob for one in scores),
         token_ranks=tuple(one.tried_rank for one in scores),
         greedy_tokens=tuple(greedy),
-        agreeing_prefix=agreeing,
+        agreeing_prefix=leading(theirs == ours for theirs, ours in zip(draft, greedy, strict=True)),
     )

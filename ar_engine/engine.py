@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from ar_engine.api import (
+    MODES,
     DraftScore,
     RefineDeadline,
     RefineEngineClosed,
@@ -14,7 +15,6 @@ from ar_engine.api import (
     RefineEvent,
     RefineFailed,
     RefineLoad,
-    RefineMode,
     RefineOverloaded,
     RefineRequest,
     RefineSettings,
@@ -26,7 +26,6 @@ from engine_core.loop import EngineErrors, EngineLoop
 
 NAME = "refine"
 ERRORS = EngineErrors(RefineError, RefineOverloaded, RefineDeadline, RefineEngineClosed, RefineFailed)
-MODES: tuple[RefineMode, ...] = ("exact", "typical", "polish", "fresh")
 
 
 class AutoregressiveEngine:

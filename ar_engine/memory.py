@@ -7,7 +7,6 @@ its layers are counted as they are, whatever the architecture. That takes about 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,13 +18,10 @@ from ar_engine.api import RefineSettings
 from ar_engine.attention import Layer, layers_of
 from ar_engine.sampler import PIECE
 from engine_core.memory import Memory
-from engine_core.pages import PAGE, Kind, pages_needed
+from engine_core.pages import PAGE, Kind
 from engine_core.published import find_config
 from engine_core.scheduler import Budget
 
-SPARE = (
-    4  # of sliding layers, a page for so many in use remembers a prefix; full layers remember as long as there is room
-)
 LEAST_CACHE = 16_384  # positions of the cache on a GPU, where the settings leave it open and requests are shorter
 _FLOAT32, _FLOAT64 = 4, 8
 
@@ -91,12 +87,7 @@ def budget_of(layers: Sequence[Layer], settings: RefineSettings, context: int) -
             raise ValueError(f"expected refine.{name} of at least {low}, got {getattr(settings, name)}")
     windows: dict[Kind, int | None] = {layer.kind: layer.window for layer in layers}
     tokens = settings.cache_tokens or 4 * context
-    most = ceil(tokens / PAGE) + 1
-    pages: dict[Kind, int] = {}
-    for kind, window in windows.items():
-        running = settings.max_running * pages_needed(tokens, window, 2 * settings.encode_tokens + 1)
-        pages[kind] = most if window is None else min(most, running + running // SPARE + 1)
-    return Budget(settings.max_running, settings.encode_tokens, windows, pages)
+    return Budget.of(settings.max_running, settings.encode_tokens, windows, tokens, 2 * settings.encode_tokens + 1)
 
 
 def memory_of(shape: RefinerShape, settings: RefineSettings, *, on_gpu: bool) -> Memory:

@@ -25,6 +25,7 @@ from contextlib import aclosing
 from typing import Any, Literal, TypeVar
 
 from ar_engine.api import (
+    MODES,
     DraftScore,
     RefineDeadline,
     RefineEngineClosed,
@@ -41,7 +42,8 @@ from ar_engine.api import (
     ScoreRequest,
 )
 from ar_engine.polish import polished
-from ar_engine.remote_wire import Choice, Kept, chat, is_text, leading, sampling, score_of, shares
+from ar_engine.remote_wire import Choice, Kept, chat, is_text, sampling, score_of, shares
+from ar_engine.sequence import leading
 from engine_core.upstream import wire
 from engine_core.upstream.client import Session, UpstreamClient
 from engine_core.upstream.errors import (
@@ -57,7 +59,6 @@ from engine_core.upstream.errors import (
 logger = logging.getLogger("draftgate")
 
 WITHOUT_SCORES: tuple[RefineMode, ...] = ("polish", "fresh")
-WITH_SCORES: tuple[RefineMode, ...] = ("exact", "typical", "polish", "fresh")
 LOOKS = 3  # at an upstream that fails when it is asked to score; one that refuses is believed at once
 MOST_CUT = 4  # tokens taken back where a kept prefix ends inside a character, which has at most 4 bytes
 
@@ -100,7 +101,7 @@ class RemoteEngine:
             where = self._settings.upstream.base_url
             logger.warning("%s can't score drafts, so `exact` and `typical` are answered fresh: %s", where, error)
         else:
-            self._modes = WITH_SCORES
+            self._modes = MODES
 
     async def refine(self, request: RefineRequest) -> AsyncGenerator[RefineEvent, None]:
         """Yield a RefineDelta for each piece of the answer, then a RefineResult for each choice. Raises RefineError."""

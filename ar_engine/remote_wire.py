@@ -8,6 +8,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from ar_engine.api import DraftScore, RefineDelta, RefineRequest, RefineResult, TokenLogprob, ToolCall
+from ar_engine.sequence import leading
 from engine_core.upstream import wire
 from engine_core.upstream.errors import UpstreamFailed
 
@@ -174,13 +175,3 @@ def score_of(ids: tuple[int, ...], found: wire.ScoredCompletion, start: int) -> 
         greedy_tokens=tuple(greedy),
         agreeing_prefix=leading(token == choice for token, choice in zip(ids, greedy, strict=True)),
     )
-
-
-def leading(conditions: Iterable[bool]) -> int:
-    """How many hold before the first that doesn't."""
-    count = 0
-    for condition in conditions:
-        if not condition:
-            break
-        count += 1
-    return count

@@ -14,7 +14,7 @@ from ar_engine.scheduler import Scheduler, Work
 from ar_engine.sequence import Choice, Sequence
 from engine_core.pages import Kind
 from engine_core.scheduler import Budget
-from engine_core.tables import PageTables
+from engine_core.tables import PageTables, row_blocks
 from moe_kernels.attention import Spans, block_rows
 
 
@@ -93,7 +93,9 @@ class Runner:
         for kind, window in scheduler.budget.windows.items():
             first = torch.zeros_like(positions) if window is None else (last - window).clamp_(min=0)
             upto = last if window is None else self._whole_images(works, last)
-            blocks = self._tensor(_blocks(works, self._blocks[kind]), torch.int32)
+            blocks = self._tensor(
+                row_blocks([(work.sequence.slot, work.rows) for work in works], self._blocks[kind]), torch.int32
+            )
             spans = Spans(blocks, first.int(), upto.int())
             attended[kind] = Attended(self._tables.places(kind, slots, positions), self._tables[kind], spans)
         return attended
@@ -148,12 +150,3 @@ class Runner:
 
     def _tensor(self, values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self._device)
-
-
-def _blocks(works: list[Work], most: int) -> list[tuple[int, int, int]]:
-    """Slot, first row and number of rows of the blocks that attention works in."""
-    blocks, row = [], 0
-    for work in works:
-        blocks += [(work.sequence.slot, row + at, min(most, work.rows - at)) for at in range(0, work.rows, most)]
-        row += work.rows
-    return blocks

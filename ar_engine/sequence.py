@@ -1,6 +1,7 @@
 """One answer in the making: what is asked for, what stands in the cache, what is tried next. Plain Python: no torch."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -128,8 +129,7 @@ class Sequence:
     def kept(self) -> int:
         """Leading tokens of the draft that stand in the answer."""
         draft = self.guide.draft if self.guide else []
-        both = zip(draft, self.answer, strict=False)
-        return next((i for i, (theirs, ours) in enumerate(both) if theirs != ours), min(len(draft), len(self.answer)))
+        return leading(theirs == ours for theirs, ours in zip(draft, self.answer, strict=False))
 
     def whole(self, count: int) -> int:
         """How many tokens to encode, about `count`, so that no image is cut that must not be."""
@@ -177,14 +177,7 @@ class Sequence:
         Returns:
             How many of the tried tokens were taken.
         """
-        right = next(
-            (
-                i
-                for i, (token, choice) in enumerate(zip(tried, choices, strict=False))
-                if token != choice.token and not choice.likely
-            ),
-            len(tried),
-        )
+        right = leading(token == choice.token or choice.likely for token, choice in zip(tried, choices, strict=False))
         if self.guide:
             self.guide.learn(len(tried), right)
         taken = [
@@ -239,3 +232,13 @@ class Scored(Sequence):
         if len(self.scores) == len(self.draft):
             self.finish = "length"
         return len(tried)
+
+
+def leading(conditions: Iterable[bool]) -> int:
+    """How many hold before the first that doesn't."""
+    count = 0
+    for condition in conditions:
+        if not condition:
+            break
+        count += 1
+    return count

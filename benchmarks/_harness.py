@@ -1,6 +1,7 @@
 """What every benchmark shares: the description of where and with what it ran."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -20,6 +21,15 @@ def environment(seed: int) -> dict[str, Any]:
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
         "seed": seed,
     }
+
+
+def publish(report: dict[str, Any], path: Path | None) -> None:
+    """Print a report, and write it to a file if one is wanted."""
+    text = json.dumps(report, indent=1)
+    print(text)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
 
 
 def _git(*words: str) -> str:

@@ -7,7 +7,6 @@ answer). Its times leave out what the kept part of a draft saves, so the measure
 """
 
 import argparse
-import json
 import time
 from collections import Counter, defaultdict
 from itertools import islice
@@ -18,7 +17,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from benchmarks._harness import environment
+from benchmarks._harness import environment, publish
 from benchmarks._server import running_server
 from demo_models.tasks import Conversation, conversations
 from router.policy import Policy
@@ -131,11 +130,8 @@ def main() -> None:
         / policies["always refine"]["seconds"]["mean"],
         "curve": [replay(rows["always draft"], rows["always refine"], at, quality) for at in thresholds],
     }
-    text = json.dumps(report, indent=1)
-    print(text)
+    publish(report, options.json)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n")
         picture(report, options.json.with_suffix(".svg"))
 
 

@@ -17,7 +17,6 @@ steps        accuracy and latency against the most denoising steps of a canvas, 
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -49,7 +48,7 @@ from benchmarks._engine_load import (
     service,
 )
 from benchmarks._engine_systems import Answer, Checkpoint, Ours, Theirs
-from benchmarks._harness import environment
+from benchmarks._harness import environment, publish
 from demo_models import store
 from demo_models.tasks import Conversation, conversations
 from demo_models.train import keep_freed_memory
@@ -346,11 +345,8 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stderr.write("benchmarks.engine: compares on a CPU, found a GPU (hide it: CUDA_VISIBLE_DEVICES=)\n")
             return 2
         report = compare(SMOKE if options.smoke else Counts(), options.parts, options.seed)
-    text = json.dumps(report, indent=1)
-    print(text)
+    publish(report, options.json)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n")
         pictures(report, options.json)
     return 0
 

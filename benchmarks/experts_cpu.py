@@ -5,7 +5,6 @@ DiffusionGemma 26B-A4B (3 GB of weights). Decoding the four-bit weights on each 
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks._harness import environment
+from benchmarks._harness import environment, publish
 from benchmarks._rivals import transformers_experts
 from demo_models.train import keep_freed_memory
 from moe_kernels.moe import Experts, experts_mlp
@@ -78,10 +77,7 @@ def main() -> None:
     with torch.inference_mode():
         found = {name: measure(shape, options.repeats, options.seed) for name, shape in SHAPES.items()}
     report = {**environment(options.seed), "threads": torch.get_num_threads(), "shapes": found}
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    publish(report, options.json)
 
 
 if __name__ == "__main__":

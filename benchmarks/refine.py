@@ -17,7 +17,6 @@ clients   closed loop: tokens per second under 1, 4 and 16 clients, of ours with
 
 import argparse
 import asyncio
-import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ from tqdm import tqdm
 
 from ar_engine.api import Draft, RefineResult
 from ar_engine.engine import AutoregressiveEngine
-from benchmarks._harness import environment
+from benchmarks._harness import environment, publish
 from benchmarks._refine_bf16 import bfloat16
 from benchmarks._refine_clients import OURS, SUBJECTS, SYSTEMS, under_clients
 from benchmarks._refine_drafts import DRAFTED, ELSE, KINDS, ONE_WRONG, RIGHT, Drafts, drafted
@@ -337,11 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         counts = replace(counts, **most)
     report = asyncio.run(measure(counts, options.parts, options.seed))
     report |= report.pop("measured")
-    text = json.dumps(report, indent=1)
-    print(text)
+    publish(report, options.json)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n")
         pictures(report, options.json)
     return 0
 

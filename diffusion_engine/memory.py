@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from diffusion_engine.api import DraftSettings
 from diffusion_engine.config import Kind, LayerShape, ModelConfig
 from engine_core.memory import DoesNotFit, Memory
-from engine_core.pages import PAGE, pages_needed
+from engine_core.pages import PAGE
 from engine_core.published import find_config
 from engine_core.scheduler import Budget
 from moe_kernels import checkpoint, denoise_head
@@ -22,9 +22,6 @@ from moe_kernels.checkpoint import Checkpoint, CheckpointError
 from moe_kernels.nvfp4 import BLOCK
 
 Form = Literal["plain", "nvfp4", "nvfp4+mlp"]  # NVFP4: nothing, the experts, the experts and the dense MLP
-SPARE = (
-    4  # of sliding layers, a page for so many in use remembers a prefix; full layers remember as long as there is room
-)
 _FLOAT32 = 4
 
 
@@ -71,14 +68,8 @@ def budget_of(config: ModelConfig, settings: DraftSettings) -> Budget:
     windows: dict[Kind, int | None] = {
         layer.kind: config.window if layer.kind == "sliding_attention" else None for layer in config.layers
     }
-    tokens = _tokens(config, settings)
-    most = ceil(tokens / PAGE) + 1
     rows = max(settings.encode_tokens, config.canvas) + config.canvas
-    pages: dict[Kind, int] = {}
-    for kind, window in windows.items():
-        running = settings.max_running * pages_needed(tokens, window, rows)
-        pages[kind] = most if window is None else min(most, running + running // SPARE + 1)
-    return Budget(settings.max_running, settings.encode_tokens, windows, pages)
+    return Budget.of(settings.max_running, settings.encode_tokens, windows, _tokens(config, settings), rows)
 
 
 def longest(config: ModelConfig, settings: DraftSettings, prompt_tokens: int) -> int:

@@ -18,6 +18,7 @@ from diffusion_engine.scheduler import Plan, Scheduler
 from diffusion_engine.sequence import CanvasReport, Sequence
 from engine_core.pages import PAGE, Kind
 from engine_core.scheduler import Budget
+from engine_core.tables import PageTables, row_blocks
 from moe_kernels.attention import Spans, block_rows
 from moe_kernels.denoise_head import SKIP, denoise_head
 from moe_kernels.dispatch import backend
@@ -41,11 +42,8 @@ class Runner:
         self.cache = KVCache.empty(model.config, dict(budget.pages), model.dtype, model.device)
         self._spare = budget.slots  # one slot belongs to nobody
         self.canvases = Canvases.empty(model.config, budget.slots + 1, model.dtype, model.device)
-        most = -(-model.config.context // PAGE) + -(-model.config.canvas // PAGE) + 1
-        self._tables = {
-            kind: torch.zeros(budget.slots + 1, most, dtype=torch.int32, device=model.device) for kind in model.kinds
-        }
-        self._copied: dict[tuple[Kind, int], tuple[Sequence, int]] = {}  # of a kind and slot: how many pages of whom
+        longest = model.config.context + model.config.canvas + PAGE
+        self._tables = PageTables(model.kinds, budget.slots + 1, longest, model.device)
         self._last: tuple[Any, Rows] | None = None
         self._graphs: dict[int, _Graph] = {}
 
@@ -189,8 +187,7 @@ class Runner:
         if not plan.chunks and self._last is not None and self._last[0] == key:
             return self._last[1]
         for sequence in plan.sequences():
-            for kind, pages in scheduler.pages(sequence).items():
-                self._copy_table(kind, sequence, pages.table)
+            self._tables.copy(sequence, sequence.slot, scheduler.pages(sequence))
         length = self.model.config.canvas
         spans = [(chunk.sequence, chunk.start, chunk.length) for chunk in plan.chunks]
         spans += [(sequence, len(sequence.tokens), length) for sequence in plan.canvases]
@@ -209,12 +206,11 @@ class Runner:
         for kind in self.model.kinds:
             window = scheduler.budget.windows[kind]
             first = torch.zeros_like(prefix) if window is None else (prefix - window).clamp_(min=0)
-            tables = self._tables[kind]
-            places = tables[slots, positions // PAGE].long() * PAGE + positions % PAGE
+            places = self._tables.places(kind, slots, positions)
             blocks = self._blocks([(one.slot, count) for one, _, count in spans], kind)
             attended[kind] = Attended(
                 places,
-                tables,
+                self._tables[kind],
                 Spans(blocks, first.int().to(device), last.int().to(device)),
                 self.model.turn(positions, kind),
             )
@@ -226,19 +222,7 @@ class Runner:
         """Slots and their numbers of rows as the blocks that attention works in."""
         layer = next(layer for layer in self.model.config.layers if layer.kind == kind)
         most = block_rows(layer.heads, layer.kv_heads, self.model.device)
-        blocks, row = [], 0
-        for slot, count in spans:
-            blocks += [(slot, row + at, min(most, count - at)) for at in range(0, count, most)]
-            row += count
-        return self._tensor(blocks, torch.int32).reshape(-1, 3)
-
-    def _copy_table(self, kind: Kind, sequence: Sequence, table: list[int]) -> None:
-        """Copy what is new in a sequence's page table to the device; pages given back since then are never read again."""
-        owner, copied = self._copied.get((kind, sequence.slot), (None, 0))
-        copied = copied if owner is sequence else 0
-        if copied < len(table):
-            self._tables[kind][sequence.slot, copied : len(table)] = self._tensor(table[copied:], torch.int32)
-            self._copied[kind, sequence.slot] = sequence, len(table)
+        return self._tensor(row_blocks(spans, most), torch.int32).reshape(-1, 3)
 
     def _tensor(self, values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self.model.device)

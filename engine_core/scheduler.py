@@ -14,6 +14,9 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from engine_core.pages import NOWHERE, PAGE, Kind, PagePool, Pages, PrefixHashes, first_page, pages_needed
 
 PATIENCE = 1_000
+SPARE = (
+    4  # of sliding layers, a page for so many in use remembers a prefix; full ones remember as long as there is room
+)
 
 
 class Member(Protocol):
@@ -46,6 +49,26 @@ class Budget(NamedTuple):
     encode_rows: int  # tokens encoded in a step
     windows: Mapping[Kind, int | None]  # the window of each kind of layers
     pages: Mapping[Kind, int]  # of each kind, page 0 included
+
+    @classmethod
+    def of(
+        cls, slots: int, encode_rows: int, windows: Mapping[Kind, int | None], tokens: int, most_rows: int
+    ) -> "Budget":
+        """With pages for so many tokens in full layers, and in sliding ones for what can be seen of them.
+
+        Args:
+            slots: see above.
+            encode_rows: see above.
+            windows: see above.
+            tokens: positions that the cache holds.
+            most_rows: positions that a sequence may write in one step.
+        """
+        most = -(-tokens // PAGE) + 1
+        pages: dict[Kind, int] = {}
+        for kind, window in windows.items():
+            running = slots * pages_needed(tokens, window, most_rows)
+            pages[kind] = most if window is None else min(most, running + running // SPARE + 1)
+        return cls(slots, encode_rows, windows, pages)
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""Page tables on the device."""
+"""Page tables on the device, and rows as attention takes them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -43,3 +43,17 @@ class PageTables:
     def places(self, kind: Kind, slots: Tensor, positions: Tensor) -> Tensor:
         """Where rows write: 16 * page + offset, (T,) int64, for rows (T,) of slots at positions."""
         return self._tables[kind][slots, positions // PAGE].long() * PAGE + positions % PAGE
+
+
+def row_blocks(spans: Iterable[tuple[int, int]], most: int) -> list[tuple[int, int, int]]:
+    """Slot, first row and number of rows, at most `most`, of the blocks that attention works in.
+
+    Args:
+        spans: slots and their numbers of rows, in the order of the rows.
+        most: rows of a block.
+    """
+    blocks, row = [], 0
+    for slot, count in spans:
+        blocks += [(slot, row + at, min(most, count - at)) for at in range(0, count, most)]
+        row += count
+    return blocks

@@ -32,7 +32,7 @@ MOST_CHARS_PER_TOKEN = 8
 class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The two thresholds between a fast answer and a careful one."""
 
-    complexity_threshold: Share = 0.5  # at or above: no draft is made
+    complexity_threshold: Share = 0.5  # at or above: no draft is judged
     quality_threshold: Share = 0.7  # below: the draft is refined
     sketch_steps: Annotated[int, Meta(ge=0, le=64)] = 4  # of a draft that only helps the refiner; 0: none is made
 
