@@ -1,49 +1,49 @@
-"""Linear models as they are stored: `weights.safetensors` beside `model.json`."""
+"""Classifiers as they are stored: `weights.safetensors` beside `model.json`. Numbers only: no pickle, and no text of any data."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialised
 
 from classifiers.api import ArtifactError
 
-KIND = "draftgate-linear"
+Tensors = dict[str, NDArray[Any]]
 
 
-class Linear(NamedTuple):
-    """P = 1 / (1 + exp(-(weights . (x - mean) / scale + bias)))."""
+def save(
+    folder: str | Path, kind: str, feature_version: str, tensors: Mapping[str, NDArray[Any]], about: dict[str, Any]
+) -> None:
+    """Write a model and what is known of its making.
 
-    weights: NDArray[np.float32]  # (F,)
-    bias: NDArray[np.float32]  # (1,)
-    mean: NDArray[np.float32]  # (F,)
-    scale: NDArray[np.float32]  # (F,)
-
-    @property
-    def folded(self) -> tuple[NDArray[np.float32], float]:
-        """Weights and bias that take x as it is."""
-        weights = self.weights / self.scale
-        return weights, float(self.bias[0] - weights @ self.mean)
-
-
-def save(folder: Path, feature_version: str, model: Linear, card: dict[str, Any]) -> None:
-    """Write a model and what is known of its making."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: np.ascontiguousarray(tensor) for name, tensor in model._asdict().items()}, folder / "weights.safetensors"
-    )
-    about = {"kind": KIND, "feature_version": feature_version, **card}
-    (folder / "model.json").write_bytes(msgspec.json.format(msgspec.json.encode(about), indent=1) + b"\n")
-
-
-def load(folder: str | Path, feature_version: str, features: int) -> tuple[Linear, str]:
-    """Read a model and its version, a short name for this very artifact.
+    Args:
+        folder: is made.
+        kind: of model.
+        feature_version: of the features it was trained on.
+        tensors: its numbers.
+        about: for `model.json`.
 
     Raises:
-        ArtifactError: files are missing or damaged, or the model was trained on other features.
+        OSError: the folder can't be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = serialised({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+    (folder / "weights.safetensors").write_bytes(weights)
+    text = msgspec.json.encode({"kind": kind, "feature_version": feature_version, **about})
+    (folder / "model.json").write_bytes(msgspec.json.format(text, indent=1) + b"\n")
+
+
+def load(folder: str | Path, kind: str, feature_version: str) -> tuple[Tensors, dict[str, Any]]:
+    """Read a model's tensors and what is known of its making.
+
+    Raises:
+        ArtifactError: files are missing or damaged, or the model is of another kind or was trained on other features.
     """
     folder = Path(folder)
     try:
@@ -51,13 +51,27 @@ def load(folder: str | Path, feature_version: str, features: int) -> tuple[Linea
         tensors = load_file(folder / "weights.safetensors")
     except (OSError, msgspec.DecodeError, SafetensorError) as err:
         raise ArtifactError(f"expected a classifier in {folder.name} (model.json, weights.safetensors): {err}") from err
-    for key, expected in (("kind", KIND), ("feature_version", feature_version)):
+    for key, expected in (("kind", kind), ("feature_version", feature_version)):
         if about.get(key) != expected:
             raise ArtifactError(f"expected {key} {expected!r} in {folder.name}, got {about.get(key)!r}")
-    if set(tensors) != set(Linear._fields) or tensors["weights"].shape != (features,):
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        raise ArtifactError(f"expected {Linear._fields} over {features} features in {folder.name}, got {shapes}")
-    return Linear(**tensors), f"{feature_version}:{about.get('trained_at', 'unknown')}"
+    return tensors, about
+
+
+def shaped(folder: str | Path, tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+    """The tensors, if they are exactly these and finite. Raises ArtifactError."""
+    got = {name: tensor.shape for name, tensor in tensors.items()}
+    if got != dict(shapes):
+        differing = sorted(name for name in {*got, *shapes} if got.get(name) != shapes.get(name))
+        words = ", ".join(f"{name} {shapes.get(name, 'absent')}, got {got.get(name, 'none')}" for name in differing)
+        raise ArtifactError(f"expected in {Path(folder).name}: {words}")
+    if broken := sorted(name for name, tensor in tensors.items() if not np.isfinite(tensor).all()):
+        raise ArtifactError(f"expected finite numbers in {Path(folder).name}, got others in {', '.join(broken)}")
+    return tensors
+
+
+def version(about: dict[str, Any]) -> str:
+    """A short name for this very artifact."""
+    return f"{about['feature_version']}:{about.get('trained_at', 'unknown')}"
 
 
 def sigmoid(logit: float) -> float:

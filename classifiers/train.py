@@ -1,134 +1,148 @@
-"""Train both classifiers on labelled outcomes: `python -m classifiers.train --outcomes FILE --out FOLDER`.
+"""Train classifiers on labelled outcomes: `draftgate train --data FILE|DIR --out FOLDER`.
 
-FILE is JSON lines; each holds `messages`, `draft` (the fields of DraftEvidence but `messages`), `draft_right` and
-`refine_right` (whether each model's answer was right), and may hold `group`, a name for reports.
+`classifiers.outcomes` says what a row holds. FOLDER gets a folder `complexity` (P(the draft is wrong and the refiner right), from
+the conversation) where rows hold refine_right, and a folder `quality` (P(the draft is good), from the draft and what is known of
+it) where rows hold drafts. Other rows are left out, and stderr counts them.
+Name them in `[classifiers]` of the gateway's settings. The reports are cross-validated.
 """
 
 import argparse
+import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
-from numpy.typing import NDArray
-from scipy import sparse
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import brier_score_loss, roc_auc_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from classifiers import artifact
-from classifiers.api import DraftEvidence
-from classifiers.features import (
-    CONVERSATION_VERSION,
-    COUNTS,
-    DRAFT_FEATURES,
-    DRAFT_VERSION,
-    HASHED,
-    conversation_features,
-    draft_features,
+from classifiers.evaluation import (
+    EvaluationError,
+    Scores,
+    calibration,
+    labels_of,
+    measure,
+    out_of_fold,
+    stratified_folds,
 )
-from classifiers.verifiers import verify
+from classifiers.outcomes import Dataset, Outcome, OutcomesError, read_data
+from classifiers.train_complexity import FOLDS, fit_complexity
+from classifiers.train_quality import fit_acceptor
 
-FOLDS = 5
-
-
-class Outcome(Struct, frozen=True, kw_only=True):
-    """One conversation, its draft, and who was right."""
-
-    messages: tuple[dict[str, Any], ...]
-    draft: dict[str, Any]
-    draft_right: bool
-    refine_right: bool
-    group: str = ""
-
-    @property
-    def evidence(self) -> DraftEvidence:
-        """What the quality check would have seen."""
-        return msgspec.convert({**self.draft, "messages": self.messages}, DraftEvidence)
+KINDS = {"complexity": "refine_right", "quality": "draft"}  # and the field that its rows must have
 
 
-def read_outcomes(path: Path) -> list[Outcome]:
-    """Read JSON lines. Raises msgspec.ValidationError naming the field that is wrong."""
-    decoder = msgspec.json.Decoder(Outcome)
-    return [decoder.decode(line) for line in path.read_bytes().splitlines() if line.strip()]
+def train_complexity(rows: Sequence[Outcome], folder: Path, about: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """Fit, store, and report what cross-validation says of it. Raises OutcomesError, OSError."""
+    model = fit_complexity(rows, seed, progress=True)
+    report = complexity_report(rows, seed)
+    model.save(folder, about | {"report": report})
+    return report
 
 
-def train_complexity(outcomes: list[Outcome]) -> tuple[artifact.Linear, dict[str, Any]]:
-    """Fit P(draft wrong and refiner right | conversation); the report is cross-validated."""
-    rows = [conversation_features(outcome.messages) for outcome in outcomes]
-    indptr = np.cumsum([0, *(len(columns) for columns, _ in rows)])
-    features: Any = sparse.csr_matrix(
-        (np.concatenate([v for _, v in rows]), np.concatenate([c for c, _ in rows]), indptr),
-        shape=(len(rows), HASHED + len(COUNTS)),
-    )
-    labels = np.array([not outcome.draft_right and outcome.refine_right for outcome in outcomes])
-    model = LogisticRegression(C=10.0, max_iter=2000)
-    report = _report(model, features, labels)
-    model.fit(features, labels)
-    return _linear(model, np.zeros(features.shape[1]), np.ones(features.shape[1])), report
+def complexity_report(rows: Sequence[Outcome], seed: int = 0) -> dict[str, Any]:
+    """APGR, AUROC and calibration, out of fold, by source; `not_measured` says why where there is too little for them."""
+
+    def recipe(train: Sequence[Outcome]) -> Any:
+        model = fit_complexity(train, seed)
+        return lambda test: np.array([model.score(row.messages) for row in test])
+
+    report: dict[str, Any] = {row.source: {} for row in rows}
+    for source in report:
+        try:
+            stratified_folds([row for row in rows if row.source == source], FOLDS, seed)
+        except EvaluationError as error:
+            report[source] = {"not_measured": str(error)}
+    held = [row for row in rows if not report[row.source]]
+    sources = [row.source for row in held]
+    try:
+        scores = out_of_fold(recipe, held, stratified_folds(held, FOLDS, seed, sources)) if held else np.empty(0)
+    except (EvaluationError, OutcomesError) as error:
+        report |= {source: {"not_measured": str(error)} for source in sources}
+        return {source or "outcomes": found for source, found in report.items()}
+    for source in dict.fromkeys(sources):
+        those = np.flatnonzero(np.array(sources) == source)
+        report[source] = _measured(scores[those], [held[i] for i in those])
+    return {source or "outcomes": found for source, found in report.items()}
 
 
-def train_quality(outcomes: list[Outcome]) -> tuple[artifact.Linear, dict[str, Any]]:
-    """Fit P(draft right | signals) on drafts that pass every verifier, since only those reach the acceptor."""
-    passed: list[Outcome] = []
-    failed: list[Outcome] = []
-    for outcome in outcomes:
-        ok = all(check.passed for check in verify(outcome.evidence))
-        (passed if ok else failed).append(outcome)
-    features = np.stack([draft_features(outcome.evidence) for outcome in passed])
-    labels = np.array([outcome.draft_right for outcome in passed])
-    mean, spread = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(spread > 1e-3, spread, 1.0)  # what hardly varied in training must not be blown up later
-    model = LogisticRegression(C=1.0, max_iter=2000)
-    report = _report(model, (features - mean) / scale, labels)
-    report |= {"failed_a_verifier": len(failed), "of_these_right": sum(o.draft_right for o in failed)}
-    model.fit((features - mean) / scale, labels)
-    return _linear(model, mean, scale), report
-
-
-def _report(model: LogisticRegression, features: Any, labels: NDArray[np.bool_]) -> dict[str, Any]:
-    if min(labels.sum(), (~labels).sum()) < FOLDS:
-        raise ValueError(f"expected at least {FOLDS} outcomes of each kind, got {labels.sum()} of {len(labels)}")
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    predicted: Any = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
-    scores = predicted[:, 1]
+def _measured(scores: Scores, rows: Sequence[Outcome]) -> dict[str, Any]:
+    drafts, refined = labels_of(rows)
+    needed = ~drafts & refined
+    held = calibration(scores, needed)
+    try:
+        found = measure(scores, drafts, refined, bootstraps=200)
+    except EvaluationError as error:
+        return {"not_measured": str(error)}
     return {
-        "outcomes": len(labels),
-        "positive_share": round(float(labels.mean()), 4),
-        "auroc_cross_validated": round(float(roc_auc_score(labels, scores)), 4),
-        "brier_cross_validated": round(float(brier_score_loss(labels, scores)), 4),
+        "rows": len(rows),
+        "needed": round(float(needed.mean()), 4),
+        "apgr": str(found["apgr"]),
+        "auroc_needed": str(found["auroc_needed"]),
+        "brier": round(held.brier, 4),
+        "ece": round(held.ece, 4),
     }
 
 
-def _linear(model: Any, mean: NDArray, scale: NDArray) -> artifact.Linear:
-    return artifact.Linear(
-        weights=model.coef_[0].astype(np.float32),
-        bias=model.intercept_.astype(np.float32),
-        mean=mean.astype(np.float32),
-        scale=scale.astype(np.float32),
+def train_quality(rows: Sequence[Outcome], folder: Path, about: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """Fit, store, and report what cross-validation says of it. Raises OutcomesError, OSError."""
+    model, report = fit_acceptor(rows, seed)
+    model.save(folder, about | {"report": report})
+    return report
+
+
+def rows_for(kind: str, dataset: Dataset) -> list[Outcome]:
+    """Those that this classifier can learn from: with the refiner's side, or with a draft."""
+    if kind == "complexity":
+        return [row for row in dataset.rows if row.refine_right is not None]
+    return [row for row in dataset.rows if row.draft]
+
+
+def about_of(kind: str, datasets: Mapping[str, Dataset], licence: str) -> dict[str, Any]:
+    """What an artifact says of when it was made, and of what."""
+    return {
+        "trained_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "data": [
+            {"name": name, "rows": count, "sha256": dataset.sha256, "licence": licence}
+            for name, dataset in datasets.items()
+            if (count := len(rows_for(kind, dataset)))
+        ],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, train, store, print the reports. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="draftgate train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-
-def main() -> None:
-    """Parse the command line, train, store, and print the reports."""
-    parser = argparse.ArgumentParser(prog="python -m classifiers.train", description=__doc__)
-    parser.add_argument("--outcomes", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="gets a folder `complexity` and a folder `quality`")
-    options = parser.parse_args()
-    outcomes = read_outcomes(options.outcomes)
-    trained_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    for name, version, fit in (
-        ("complexity", CONVERSATION_VERSION, train_complexity),
-        ("quality", DRAFT_VERSION, train_quality),
-    ):
-        model, report = fit(outcomes)
-        artifact.save(options.out / name, version, model, {"trained_at": trained_at, "report": report})
-        print(name, msgspec.json.encode(report).decode())  # noqa: T201
-    weights = artifact.load(options.out / "quality", DRAFT_VERSION, len(DRAFT_FEATURES))[0].weights
-    print("quality weights", dict(zip(DRAFT_FEATURES, weights.round(2).tolist(), strict=True)))  # noqa: T201
+    parser.add_argument("--data", type=Path, required=True, help="JSON lines of outcomes, or a folder of such files")
+    parser.add_argument("--out", type=Path, required=True, help="gets a folder for each classifier")
+    parser.add_argument("--only", choices=list(KINDS), help="train only this one")
+    parser.add_argument("--licence", default="", help="of the data, for the artifact's model.json")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    try:
+        datasets = read_data(options.data, every=True)
+        count = sum(len(dataset.rows) for dataset in datasets.values())
+        usable = {kind: [row for dataset in datasets.values() for row in rows_for(kind, dataset)] for kind in KINDS}
+        if not any(usable.values()):
+            raise OutcomesError(f"expected rows with {' or '.join(KINDS.values())}, got {count} without")
+        options.out.mkdir(parents=True, exist_ok=True)  # or the training may be for nothing
+        for kind in [options.only] if options.only else KINDS:
+            rows = usable[kind]
+            if len(rows) < count:
+                sys.stderr.write(
+                    f"draftgate train: {kind}: {count - len(rows)} of {count} rows left out, without {KINDS[kind]}\n"
+                )
+            if rows or options.only:
+                fit = train_complexity if kind == "complexity" else train_quality
+                report = fit(rows, options.out / kind, about_of(kind, datasets, options.licence), options.seed)
+                sys.stdout.write(f"{kind} {msgspec.json.encode(report).decode()}\n")
+    except (OutcomesError, OSError) as error:
+        sys.stderr.write(f"draftgate train: {error}\n")
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,9 @@ from router.version import version
 COMMANDS = {
     "serve": ("router.server", "run the gateway"),
     "plan": ("router.plan", "tell whether two models fit a GPU"),
+    "train": ("classifiers.train", "train the classifiers on labelled outcomes"),
+    "calibrate": ("classifiers.calibrate", "set the acceptance threshold to a quality target"),
+    "card": ("classifiers.card", "measure the classifiers on labelled outcomes, in Markdown with pictures"),
     "convert": ("diffusion_engine.convert", "write a draft model's checkpoint in another form"),
 }
 

@@ -34,6 +34,7 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     complexity_threshold: Share = 0.5  # at or above: no draft is judged
     quality_threshold: Share = 0.7  # below: the draft is refined
+    candidates: Annotated[int, Meta(ge=1, le=8)] = 1  # drafts of a request, of which the best is judged
     sketch_steps: Annotated[int, Meta(ge=0, le=64)] = 4  # of a draft that only helps the refiner; 0: none is made
 
 

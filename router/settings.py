@@ -54,9 +54,9 @@ class CacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class ClassifierSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The trained classifiers: a file or folder, or "demo" for the shipped ones."""
+    """The trained classifiers: folders that `draftgate train` wrote, or names of shipped ones."""
 
-    complexity: str = "demo"
+    complexity: str = "demo"  # or "general": trained on exam questions and word problems
     quality: str = "demo"
 
 

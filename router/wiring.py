@@ -11,8 +11,9 @@ import msgspec
 from ar_engine import memory as refine_memory
 from ar_engine.engine import AutoregressiveEngine
 from ar_engine.remote import RemoteEngine
-from classifiers.complexity import LinearComplexity
-from classifiers.quality import LogisticQuality
+from classifiers import models
+from classifiers.complexity import Complexity
+from classifiers.quality import Acceptor
 from demo_models import store as demo
 from diffusion_engine import memory as draft_memory
 from diffusion_engine.engine import DiffusionEngine
@@ -26,6 +27,7 @@ from router.state.cache import fingerprint
 from router.version import version
 
 DEMO = "demo"
+GENERAL: Literal["general"] = "general"
 REMOTE = Memory(0, 0, 0, 0, 0)  # what a model takes here that runs elsewhere
 MODEST_CACHE = 65_536  # positions of the draft engine's cache where nothing is known of the models yet
 
@@ -54,13 +56,11 @@ def build(settings: Settings, device: Device | None = None) -> Parts:
         settings = plan.admit(settings, found, device)
     draft = msgspec.structs.replace(settings.draft, model=_place("draft", settings.draft.model))
     refine = msgspec.structs.replace(settings.refine, model=_place("refine", settings.refine.model))
-    complexity = Path(_place("complexity", settings.classifiers.complexity))
-    quality = Path(_place("quality", settings.classifiers.quality))
     return Parts(
         draft=RemoteDraftEngine(draft) if draft.upstream.base_url else DiffusionEngine(draft),
         refine=RemoteEngine(refine) if refine.upstream.base_url else AutoregressiveEngine(refine),
-        complexity=LinearComplexity.load(complexity),
-        quality=LogisticQuality.load(quality),
+        complexity=Complexity.load(_place("complexity", settings.classifiers.complexity)),
+        quality=Acceptor.load(_place("quality", settings.classifiers.quality)),
         revision=revision(draft.model, refine.model),
     )
 
@@ -127,6 +127,8 @@ def banner(settings: Settings) -> str:
     )
     if DEMO in models:
         words += f"; {demo.NOTICE}"
+    if models != (DEMO, DEMO) and DEMO in (settings.classifiers.complexity, settings.classifiers.quality):
+        words += "; the demo classifiers say nothing of other models: draftgate train"
     return words
 
 
@@ -140,6 +142,8 @@ def revision(*models: str) -> str:
 
 
 def _place(part: Literal["draft", "refine", "complexity", "quality"], configured: str) -> str:
+    if part == "complexity" and configured == GENERAL:
+        return str(models.path(GENERAL))
     return str(demo.path(part)) if configured == DEMO else configured
 
 

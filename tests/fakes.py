@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -153,6 +153,13 @@ class FakeQuality:
     """Bad drafts say so."""
 
     version = "fake-quality-1"
+    thread = 0  # that made the last choice
+
+    def choose(self, evidences: Sequence[DraftEvidence]) -> tuple[int, Verdict]:
+        self.thread = threading.get_ident()
+        verdicts = [self.judge(evidence) for evidence in evidences]
+        best = max(range(len(verdicts)), key=lambda at: verdicts[at].quality)
+        return best, verdicts[best]
 
     def judge(self, evidence: DraftEvidence) -> Verdict:
         if "uncheckable" in evidence.text:

@@ -1,17 +1,13 @@
 """A draft that its own denoiser gave up."""
 
 from classifiers.api import DraftEvidence
+from classifiers.verifiers.problem import Problem
 
 
-def check_settled(evidence: DraftEvidence) -> str:
-    """What is known to have been left undone: a canvas that would not settle, or that the deadline cut short; else "".
-
-    A draft from an upstream comes without a word about its canvases: then nothing is known, and it is not taken on trust.
-    """
-    if not evidence.steps:
-        return "expected the denoiser's signals, got a draft without any"
+def settled(evidence: DraftEvidence) -> Problem | None:
+    """Every canvas settled, as far as the engine says; an upstream says nothing of its canvases, which is no fault."""
     if evidence.finish_reason == "unsettled":
-        return "expected every canvas to settle, got one that was given up"
+        return Problem("expected every canvas to settle, got one that was given up")
     if evidence.finish_reason == "deadline":
-        return "expected an end of turn, got the deadline"
-    return ""
+        return Problem("expected an end of turn, got the deadline")
+    return None

@@ -42,7 +42,6 @@ CLIENT_GONE = 499
 # the refiner the rest.
 DRAFT_SHARE = 0.5
 SKETCH_SHARE = 0.1  # and a sketch this much
-INLINE_CHARS = 4_000  # scoring this much takes about a millisecond; more goes to a thread
 
 DRAFT_PROBLEMS: dict[type[Exception], DraftProblem] = {
     diffusion.DraftOverloaded: "overloaded",
@@ -131,7 +130,7 @@ class Pipeline:
         draft, refine = self._draft_engine.load(), self._refine_engine.load()
         complexity = None
         try:  # also where the route is explicit: people compare routes by it
-            complexity = await _off_loop(ask.prompt_chars, lambda: self._complexity.score(ask.messages))
+            complexity = self._complexity.score(ask.messages)  # what it reads is bounded
         except Exception:
             logger.exception("complexity could not be scored; drafting")
         return Features(
@@ -148,7 +147,7 @@ class Pipeline:
         explicit = features.wanted == "draft"
         refiner = run.outcome.refiner if run.outcome else None
         try:
-            run.draft = await self._draft(run, run.left_s * (1 if explicit else DRAFT_SHARE))
+            drafts = await self._draft(run, run.left_s * (1 if explicit else DRAFT_SHARE))
         except Exception as error:
             if explicit:
                 raise
@@ -157,29 +156,33 @@ class Pipeline:
                 logger.exception("the draft failed; the refiner answers alone")
             run.outcome = Outcome(problem=problem, refiner=refiner)
         else:
-            run.outcome = await self._check(run.ask, run.draft, refiner)
+            run.draft, run.outcome = await self._check(run.ask, drafts, refiner)
         return judge(self._policy, features, run.outcome)
 
-    async def _draft(self, run: Run, time_s: float) -> diffusion.DraftResult:
-        return await self._drafted(run.draft_request(_sooner(time_s)), time_s)
+    async def _draft(self, run: Run, time_s: float) -> list[diffusion.DraftResult]:
+        return await self._drafted(run.draft_request(self._policy.candidates, _sooner(time_s)), time_s)
 
-    async def _drafted(self, request: diffusion.DraftRequest, time_s: float) -> diffusion.DraftResult:
+    async def _drafted(self, request: diffusion.DraftRequest, time_s: float) -> list[diffusion.DraftResult]:
+        """All candidates, at least one."""
         iterator = self._draft_engine.draft(request)
         late = diffusion.DraftDeadline(f"no draft within {time_s:.1f} s")
         async with aclosing(_within(time_s, late, iterator)) as events:
-            async for event in events:
-                if isinstance(event, diffusion.DraftResult):
-                    return event
-        raise diffusion.DraftFailed("the engine ended without a draft")
+            drafts = [event async for event in events if isinstance(event, diffusion.DraftResult)]
+        if not drafts:
+            raise diffusion.DraftFailed("the engine ended without a draft")
+        return drafts
 
-    async def _check(self, ask: Ask, draft: diffusion.DraftResult, refiner: RefineProblem | None) -> Outcome:
-        evidence = evidence_of(ask, draft)
-        try:
-            verdict = await _off_loop(ask.prompt_chars + len(draft.text), lambda: self._quality.judge(evidence))
+    async def _check(
+        self, ask: Ask, drafts: list[diffusion.DraftResult], refiner: RefineProblem | None
+    ) -> tuple[diffusion.DraftResult, Outcome]:
+        """The best draft, and what is thought of it."""
+        found = [evidence_of(ask, draft) for draft in drafts]
+        try:  # parsers take a while with some texts: not on the event loop
+            best, verdict = await asyncio.to_thread(self._quality.choose, found)
         except Exception:
             logger.exception("the draft could not be checked; refining it")
-            return Outcome(refiner=refiner)
-        return Outcome(
+            return drafts[0], Outcome(refiner=refiner)
+        return drafts[best], Outcome(
             quality=verdict.quality,
             failed_checks=tuple(check.verifier for check in verdict.failed),
             refiner=refiner,
@@ -213,7 +216,7 @@ class Pipeline:
             return None
         time_s = SKETCH_SHARE * run.left_s
         try:
-            return await self._drafted(run.sketch_request(steps, _sooner(time_s)), time_s)
+            return (await self._drafted(run.sketch_request(steps, _sooner(time_s)), time_s))[0]
         except diffusion.DraftError as error:
             logger.debug("no sketch for %s: %s", run.ask.request_id, error)
         except Exception:
@@ -280,8 +283,3 @@ def _sooner(time_s: float) -> float:
 
 def _problem(words: dict[type[Exception], T], error: Exception) -> T:
     return next(word for kind, word in words.items() if isinstance(error, kind))
-
-
-async def _off_loop(size: int, call: Callable[[], T]) -> T:
-    """Call at once, or in a thread when `size` characters would hold up the event loop."""
-    return call() if size <= INLINE_CHARS else await asyncio.to_thread(call)

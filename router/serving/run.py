@@ -68,7 +68,7 @@ class Run:
             quality=self.outcome.quality if self.outcome else None,
         )
 
-    def draft_request(self, time_s: float) -> diffusion.DraftRequest:
+    def draft_request(self, candidates: int, time_s: float) -> diffusion.DraftRequest:
         """The request to the draft engine."""
         return diffusion.DraftRequest(
             request_id=self.ask.request_id,
@@ -77,6 +77,7 @@ class Run:
             seed=self.seed,
             max_steps=self.ask.max_steps,
             give_up=self.ask.wanted != "draft",
+            candidates=candidates,
             deadline_s=time_s,
         )
 

@@ -7,9 +7,6 @@ from typing import Any, TypeVar
 
 import pytest
 
-from classifiers.api import DraftEvidence
-from classifiers.quality import LogisticQuality
-from demo_models import store
 from diffusion_engine.api import (
     DraftDeadline,
     DraftEngineClosed,
@@ -136,14 +133,3 @@ def test_load_and_the_end(port):
                 await drafts(engine)
 
     run(scenario())
-
-
-@pytest.mark.parametrize("text", ["The total is $15.", "12 + 3 = 16", ""])
-def test_the_shipped_checks_reject_drafts_without_signals(text):
-    evidence = DraftEvidence(
-        messages=MESSAGES, text=text, finish_reason="stop", steps=(), converged=(), token_entropy=(),
-        token_logprobs=(), late_flips=0,
-    )  # fmt: skip
-    verdict = LogisticQuality.load(store.path("quality")).judge(evidence)
-    assert verdict.failed[0].verifier == "settled"
-    assert verdict.quality == 0, "nothing is taken on trust"

@@ -1,6 +1,7 @@
 """Every way through the pipeline, with scripted engines."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -23,7 +24,7 @@ from diffusion_engine.api import (
 )
 from router.policy import Choice, DecisionRecord, Policy, replay
 from router.serving.messages import Ask, Decided, Event, Finished, TextDelta
-from router.serving.pipeline import INLINE_CHARS, Pipeline
+from router.serving.pipeline import Pipeline
 from router.settings import CacheSettings, RedisSettings
 from router.state.cache import AnswerCache
 from router.state.store import Store
@@ -42,17 +43,18 @@ pytestmark = pytest.mark.anyio
 class Bench:
     """A pipeline with all its parts in reach."""
 
-    def __init__(self, timeout_s: float = 20.0) -> None:
+    def __init__(self, timeout_s: float = 20.0, candidates: int = 1) -> None:
         self.draft = FakeDraftEngine()
+        self.quality = FakeQuality()
         self.refine = FakeRefineEngine()
         self.records: list[DecisionRecord] = []
         self.pipeline = Pipeline(
             draft=self.draft,
             refine=self.refine,
             complexity=FakeComplexity(),
-            quality=FakeQuality(),
+            quality=self.quality,
             cache=AnswerCache(Store(RedisSettings()), CacheSettings(), "test"),
-            policy=Policy(sketch_steps=0),
+            policy=Policy(sketch_steps=0, candidates=candidates),
             timeout_s=timeout_s,
             observe=self.records.append,
         )
@@ -201,10 +203,24 @@ async def test_scoring_that_breaks_costs_no_request() -> None:
     assert await bench.answer("hello") == ("answer to hello ", "refine", "check_failed")
 
 
-async def test_long_prompts_are_scored_off_the_event_loop() -> None:
+async def test_of_several_candidates_the_best_is_judged() -> None:
+    bench = Bench(candidates=3)
+    bench.draft.enqueue(["bad one", "good one", "bad two"])
+    assert await bench.answer("hello") == ("good one", "draft", "accepted")
+    assert bench.draft.requests[0].candidates == 3
+
+
+async def test_the_best_of_bad_candidates_is_refined() -> None:
+    bench = Bench(candidates=2)
+    bench.draft.enqueue(["bad 1+1=3", "bad one"])
+    assert await bench.answer("hello") == ("answer to hello ", "refine", "quality")
+    assert bench.refine.requests[0].draft.text == "bad one"
+
+
+async def test_drafts_are_checked_off_the_event_loop() -> None:
     bench = Bench()
-    _, route, _ = await bench.answer("x" * INLINE_CHARS + " hard")
-    assert route == "direct"
+    await bench.answer("hello")
+    assert bench.quality.thread not in (0, threading.get_ident())
 
 
 async def test_the_check_sees_the_draft_as_the_client_would() -> None:
