@@ -1,4 +1,4 @@
-"""Hashed words, pairs of words and character 4-grams of a text, all at once: a few numpy operations over its bytes.
+"""Hashed words, pairs of words and 4-grams of bytes of a text, all at once: a few numpy operations over its bytes.
 
 The hash of bytes i..j-1 is sum of (b + 1) P^(n - i), modulo 2^64, which two prefix sums give for any i and j, since the odd P has
 an inverse (Karp and Rabin 1987, https://doi.org/10.1147/rd.312.0249; prefix sums make it one subtraction and one product). It is
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BITS = 14  # columns of one family of n-grams: 2^BITS
-FAMILIES = 3  # words, pairs, character 4-grams
+FAMILIES = 3  # words, pairs, 4-grams of bytes
 COLUMNS = FAMILIES << BITS
 MOST_BYTES = 1 << 16  # of a text; what comes behind is not read
 _LENGTH = 4
