@@ -21,7 +21,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    listing = "\n".join(f"  {name:10}{words}" for name, (_, words) in COMMANDS.items())
+    listing = "\n".join(f"  {name:12}{words}" for name, (_, words) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="draftgate",
         description="A hybrid LLM router: drafts first, refines where needed.",
