@@ -3,14 +3,13 @@
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from classifiers.api import DraftEvidence
-from classifiers.verifiers.code import MOST_SECONDS, blocks, code
+from classifiers.verifiers.code import blocks, code
 from classifiers.verifiers.problem import Problem
 from classifiers.verifiers.syntax import FAULTS
 
@@ -198,12 +197,11 @@ def test_hostile_code_is_checked_in_bounded_work(language):
 
 @pytest.mark.parametrize("language", ["js", "java", "c", "cpp", "go", "rust", "yaml", "python", "json"])
 @pytest.mark.parametrize("piece", ["/*\n", "template<", "f(", "{", "a.b", "a<b,", "{}\n"])
-def test_hostile_code_takes_little_time(language, piece):
-    problem_of(fenced(language, piece))
+@pytest.mark.timeout(30)  # against parsers that never give up
+def test_hostile_code_is_given_up_on(language, piece):
     text = "".join(fenced(language, piece * (size // len(piece))) for size in (800, 1500, 3900, 12_000))
-    begin = time.thread_time()
-    problem_of(text)
-    assert time.thread_time() - begin < 20 * MOST_SECONDS
+    found = problem_of(text)
+    assert found is None or found.reason
 
 
 def test_out_of_time_nothing_is_said(monkeypatch):
