@@ -29,7 +29,7 @@ from tqdm import tqdm
 from benchmarks._harness import environment, publish
 from classifiers.api import DraftEvidence
 from classifiers.complexity import Complexity
-from classifiers.outcomes import Outcome, read_outcomes
+from classifiers.outcomes import Outcome, as_served, read_outcomes
 from classifiers.quality import Acceptor
 from classifiers.risk import calibrate, clopper_pearson
 from classifiers.train_complexity import fit_complexity
@@ -69,7 +69,7 @@ def auroc(acceptor: Acceptor, outcomes: Sequence[Outcome]) -> dict[str, float]:
 def judged(complexity: Complexity, acceptor: Acceptor, outcomes: Sequence[Outcome], policy: Policy) -> tuple[Any, Any]:
     """Quality as the service would see it, -1 where the request goes direct; and which drafts are right."""
     quality = [
-        acceptor.judge(replace(row.draft, score=None, others=())).quality
+        acceptor.judge(as_served(row.draft)).quality
         if row.draft and complexity.score(row.messages) < policy.complexity_threshold
         else -1.0
         for row in tqdm(outcomes, "judged")

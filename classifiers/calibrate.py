@@ -24,13 +24,13 @@ or outcomes, which --acceptor judges:
 
     {"messages": [{"role": "user", "content": "..."}], "draft_right": true, "draft": {"text": "...", ...}}
 
-with the fields that classifiers/outcomes.py lists, of which `score` and `others` are not looked at, since the gateway lacks them; or drafts that were refined as well, off the request path, which are labelled by
-comparing the two answers (classifiers/labels.py; those that can't be compared are left out and counted):
+with the fields that classifiers/outcomes.py lists, of which `score` and `others` are not looked at, since the gateway lacks them;
+or drafts that were refined as well, off the request path, which are labelled by comparing the two answers
+(classifiers/labels.py; those that can't be compared are left out and counted):
 
     {"messages": [...], "draft": {"text": "...", ...}, "refined": "..."}
 
-Take drafts of your traffic at random, not those that somebody complained of, nor
-those that the acceptor was trained on: the promise is about traffic like these labels.
+Take drafts of your traffic at random, not those that somebody complained of, nor those that the acceptor was trained on: the promise is about traffic like these labels.
 
 The exit status is 0 with a threshold, 3 if the labels support none, 2 if something can't be used.
 """
