@@ -2,7 +2,8 @@
 
 Error tree:
 * RefineError                something about refining went wrong
-  - RefineRejected           this request can never be served (prompt too long, bad option)
+  - RefineRejected           this request can never be served (bad option)
+    - RefineTooLong          prompt and answer don't fit the model's context
   - RefineOverloaded         the queue is full; try again after `retry_after_s`
   - RefineDeadline           the request's deadline passed before its answer was finished; or, of an upstream, a timeout
   - RefineUnavailable        an upstream can't be reached, broke off, or is left alone for a while after many failures
@@ -33,6 +34,10 @@ class RefineError(Exception):
 
 class RefineRejected(RefineError):
     """The request can never be served. The message says expected and got."""
+
+
+class RefineTooLong(RefineRejected):
+    """Prompt and answer together don't fit the model's context."""
 
 
 class RefineOverloaded(RefineError):
@@ -117,7 +122,7 @@ class RefineRequest(Struct, frozen=True, kw_only=True):
     response_format: dict[str, Any] | None = None  # for upstreams that know it; here {"type": "text"} is all
     reasoning: bool = False  # whether the model thinks before it answers, if it can
     prefix_key: str | None = ""  # equal prefixes share their work under an equal key only; None: never
-    priority: int = 0  # 0 first; each level lets at most 1,000 later requests of the one above pass
+    priority: int = 0  # 0 first; each level lets at most 1,000 later requests of the one above pass; background from 2
     deadline_s: float | None = None  # seconds from submission
 
 
@@ -203,4 +208,8 @@ class RefineLoad(Struct, frozen=True, kw_only=True):
     context_tokens: int  # longest prompt plus answer; 0 until loaded, or where an upstream doesn't say
     modes: tuple[RefineMode, ...] = ()  # what can be done with a draft; an upstream without scores can't do all
     images: bool = False  # whether messages may hold images
+    formats: bool = False  # whether an answer can be held to a response_format
+    step_s: float = 0.0  # seconds that a step takes, a moving average; 0: none was made yet, or an upstream
+    background: int = 0  # of running and waiting, those of priority 2 and up; of an upstream, nobody knows
+    background_waiting: int = 0  # of waiting, likewise
     detail: str = ""

@@ -17,6 +17,7 @@ from ar_engine.api import (
     RefineRequest,
     RefineResult,
     RefineSettings,
+    RefineTooLong,
     ScoreRequest,
     TokenLogprob,
 )
@@ -25,7 +26,7 @@ from ar_engine.prompts import Prompt, Prompts
 from ar_engine.scheduler import Group, Scheduler, Work
 from ar_engine.sequence import Choice, Sampling, Scored, Sequence, leading
 from ar_engine.speculate import Guide
-from engine_core.chat import fit
+from engine_core.chat import ContextExceeded, fit
 from engine_core.loop import Ticket
 
 Request = RefineRequest | ScoreRequest
@@ -107,6 +108,16 @@ class Core:
         """Requests in line."""
         return self._scheduler.waiting
 
+    @property
+    def background(self) -> int:
+        """Of those that run and wait, how many are background."""
+        return self._scheduler.background
+
+    @property
+    def background_waiting(self) -> int:
+        """Of those that wait, how many are background."""
+        return self._scheduler.background_waiting
+
     def add(self, request: Request, ticket: Ticket) -> None:
         """Put a request in line.
 
@@ -117,6 +128,8 @@ class Core:
             job = self._score(request, ticket) if isinstance(request, ScoreRequest) else self._refine(request, ticket)
             if job.left:
                 self._scheduler.add(job.group)
+        except ContextExceeded as error:
+            raise RefineTooLong(str(error)) from error
         except ValueError as error:  # TooLong among them
             raise RefineRejected(str(error)) from error
         if not job.left:  # a score of nothing

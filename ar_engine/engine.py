@@ -22,7 +22,7 @@ from ar_engine.api import (
 )
 from ar_engine.core import Core, Request
 from ar_engine.load import load_core
-from engine_core.loop import EngineErrors, EngineLoop
+from engine_core.loop import Company, EngineErrors, EngineLoop
 
 NAME = "refine"
 ERRORS = EngineErrors(RefineError, RefineOverloaded, RefineDeadline, RefineEngineClosed, RefineFailed)
@@ -31,11 +31,16 @@ ERRORS = EngineErrors(RefineError, RefineOverloaded, RefineDeadline, RefineEngin
 class AutoregressiveEngine:
     """Serves one causal language model, many requests at once, step by step."""
 
-    def __init__(self, settings: RefineSettings, load: Callable[[RefineSettings], Core] = load_core) -> None:
-        """Remember the settings; `start` loads the weights."""
+    def __init__(
+        self,
+        settings: RefineSettings,
+        load: Callable[[RefineSettings], Core] = load_core,
+        company: Company | None = None,
+    ) -> None:
+        """Remember the settings; `start` loads the weights. `company`: the other engines on the device."""
         self._settings = settings
         self._loop: EngineLoop[Request] = EngineLoop(
-            NAME, partial(_start, settings, load), ERRORS, settings.max_waiting
+            NAME, partial(_start, settings, load), ERRORS, settings.max_waiting, company
         )
 
     async def start(self) -> None:
@@ -57,17 +62,20 @@ class AutoregressiveEngine:
 
     def load(self) -> RefineLoad:
         """How busy the engine is, read without a lock."""
-        state, running, waiting, detail = self._loop.status()
+        status = self._loop.status()
         core = self._loop.worker if isinstance(self._loop.worker, Core) else None
         return RefineLoad(
-            state=state,
-            running=running,
-            waiting=waiting,
+            state=status.state,
+            running=status.running,
+            waiting=status.waiting,
             capacity=self._settings.max_running,
             context_tokens=core.context_tokens if core else 0,
             modes=MODES,
             images=core.prompts.takes_images if core else False,
-            detail=detail,
+            step_s=status.step_s,
+            background=core.background if core else 0,
+            background_waiting=core.background_waiting if core else 0,
+            detail=status.detail,
         )
 
     async def close(self, drain_s: float = 0.0) -> None:

@@ -141,6 +141,7 @@ class RemoteEngine:
             context_tokens=client.context_tokens,
             modes=self._modes,
             images=True,
+            formats=True,
             detail=client.detail,
         )
 

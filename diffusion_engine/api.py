@@ -2,7 +2,8 @@
 
 Error tree:
 * DraftError                 something about drafting went wrong
-  - DraftRejected            this request can never be served (prompt too long, bad option)
+  - DraftRejected            this request can never be served (bad option)
+    - DraftTooLong           prompt and answer don't fit the model's context
   - DraftOverloaded          the queue is full; try again after `retry_after_s`
   - DraftDeadline            the request's deadline passed before its draft was finished
   - DraftEngineClosed        the engine is not started, or is shutting down
@@ -22,6 +23,10 @@ class DraftError(Exception):
 
 class DraftRejected(DraftError):
     """The request can never be served. The message says expected and got."""
+
+
+class DraftTooLong(DraftRejected):
+    """Prompt and answer together don't fit the model's context."""
 
 
 class DraftOverloaded(DraftError):
@@ -79,7 +84,7 @@ class DraftRequest(Struct, frozen=True, kw_only=True):
     candidates: int = 1  # drafted together; results come best first
     template: tuple[str | int, ...] = ()  # infilling: text that is given, and gaps of so many tokens to be filled
     prefix_key: str | None = ""  # equal prefixes share their work under an equal key only; None: never
-    priority: int = 0  # 0 first; each level lets at most 1,000 later requests of the one above pass
+    priority: int = 0  # 0 first; each level lets at most 1,000 later requests of the one above pass; background from 2
     updates: bool = False  # yield a CanvasUpdate after every step
     deadline_s: float | None = None  # seconds from submission; then what is finished is the result
 
@@ -134,4 +139,8 @@ class DraftLoad(Struct, frozen=True, kw_only=True):
     waiting: int
     capacity: int  # canvases that can run at once; a request takes one for each candidate
     context_tokens: int  # longest prompt plus answer; 0 until loaded
+    canvas_tokens: int = 0  # positions of a canvas, which a template has to fit; 0 until loaded, and of an upstream
+    step_s: float = 0.0  # seconds that a step takes, a moving average; 0: none was made yet, or an upstream
+    background: int = 0  # of running and waiting, those of priority 2 and up; of an upstream, nobody knows
+    background_waiting: int = 0  # of waiting, likewise
     detail: str = ""  # why it failed

@@ -8,13 +8,20 @@ from typing import Protocol
 
 import msgspec
 
-from diffusion_engine.api import CanvasUpdate, DraftDeadline, DraftRejected, DraftRequest, DraftResult
+from diffusion_engine.api import (
+    CanvasUpdate,
+    DraftDeadline,
+    DraftRejected,
+    DraftRequest,
+    DraftResult,
+    DraftTooLong,
+)
 from diffusion_engine.infill import Template
 from diffusion_engine.results import rank, result_of
 from diffusion_engine.runner import Stepped
 from diffusion_engine.scheduler import Group, Plan, Scheduler
 from diffusion_engine.sequence import CanvasReport, Sampling, Sequence
-from engine_core.chat import ChatTokenizer, fit
+from engine_core.chat import ChatTokenizer, ContextExceeded, fit
 
 
 class Steps(Protocol):
@@ -92,6 +99,21 @@ class Core:
         return self._scheduler.waiting
 
     @property
+    def canvas_tokens(self) -> int:
+        """Positions of a canvas."""
+        return self._canvas
+
+    @property
+    def background(self) -> int:
+        """Of those that run and wait, how many are background."""
+        return self._scheduler.background
+
+    @property
+    def background_waiting(self) -> int:
+        """Of those that wait, how many are background."""
+        return self._scheduler.background_waiting
+
+    @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
         return bool(self._jobs)
@@ -130,6 +152,8 @@ class Core:
                 request.prefix_key,
             )
             self._scheduler.add(group)
+        except ContextExceeded as error:
+            raise DraftTooLong(str(error)) from error
         except ValueError as error:  # TooLong among them
             raise DraftRejected(str(error)) from error
         job = Job(request, group, template, update, done, failed, deadline, left=set(group.sequences))

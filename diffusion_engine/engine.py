@@ -18,7 +18,7 @@ from diffusion_engine.api import (
 )
 from diffusion_engine.core import Core, Job
 from diffusion_engine.load import load_core
-from engine_core.loop import EngineErrors, EngineLoop, Ticket
+from engine_core.loop import Company, EngineErrors, EngineLoop, Ticket
 
 NAME = "draft"
 ERRORS = EngineErrors(DraftError, DraftOverloaded, DraftDeadline, DraftEngineClosed, DraftFailed)
@@ -27,11 +27,16 @@ ERRORS = EngineErrors(DraftError, DraftOverloaded, DraftDeadline, DraftEngineClo
 class DiffusionEngine:
     """Serves one DiffusionGemma checkpoint."""
 
-    def __init__(self, settings: DraftSettings, load: Callable[[DraftSettings], Core] = load_core) -> None:
-        """Remember the settings; `start` loads the weights."""
+    def __init__(
+        self,
+        settings: DraftSettings,
+        load: Callable[[DraftSettings], Core] = load_core,
+        company: Company | None = None,
+    ) -> None:
+        """Remember the settings; `start` loads the weights. `company`: the other engines on the device."""
         self._slots = settings.max_running
         self._loop: EngineLoop[DraftRequest] = EngineLoop(
-            NAME, lambda: _start_worker(settings, load), ERRORS, settings.max_waiting
+            NAME, lambda: _start_worker(settings, load), ERRORS, settings.max_waiting, company
         )
 
     async def start(self) -> None:
@@ -51,11 +56,19 @@ class DiffusionEngine:
 
     def load(self) -> DraftLoad:
         """How busy the engine is, read without a lock."""
-        state, running, waiting, detail = self._loop.status()
-        worker = self._loop.worker
-        context = worker.core.context_tokens if isinstance(worker, _Worker) else 0
+        status, worker = self._loop.status(), self._loop.worker
+        core = worker.core if isinstance(worker, _Worker) else None
         return DraftLoad(
-            state=state, running=running, waiting=waiting, capacity=self._slots, context_tokens=context, detail=detail
+            state=status.state,
+            running=status.running,
+            waiting=status.waiting,
+            capacity=self._slots,
+            context_tokens=core.context_tokens if core else 0,
+            step_s=status.step_s,
+            canvas_tokens=core.canvas_tokens if core else 0,
+            background=core.background if core else 0,
+            background_waiting=core.background_waiting if core else 0,
+            detail=status.detail,
         )
 
     async def close(self, drain_s: float = 0.0) -> None:
@@ -84,6 +97,10 @@ class _Worker:
     @property
     def waiting(self) -> int:
         return self.core.waiting
+
+    @property
+    def background(self) -> int:
+        return self.core.background
 
     def add(self, request: DraftRequest, ticket: Ticket) -> None:
         self._jobs[ticket] = self.core.add(

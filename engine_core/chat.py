@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 READS_PARTS = re.compile(r"""\.text\b|\[\s*['"]text['"]\s*\]|\.get\(\s*['"]text['"]""")
 
 
+class ContextExceeded(ValueError):
+    """A prompt and its answer together are longer than what the model reads."""
+
+
 class MessagesRefused(ValueError):
     """The checkpoint's chat template does not take these messages."""
 
@@ -169,10 +173,10 @@ def fit(context_tokens: int, prompt_tokens: int, asked: int | None, limit: int) 
     """How many tokens an answer may have: what is asked for, within the engine's limit and the context.
 
     Raises:
-        ValueError: prompt and answer don't fit the context; says expected and got.
+        ContextExceeded: prompt and answer don't fit the context; says expected and got.
     """
     room = context_tokens - prompt_tokens
     if room < 1 or (asked or 0) > room:
         wanted = f"a prompt of {prompt_tokens}" + (f" and {asked} answer tokens" if asked else "")
-        raise ValueError(f"expected at most {context_tokens} tokens in all, got {wanted}")
+        raise ContextExceeded(f"expected at most {context_tokens} tokens in all, got {wanted}")
     return min(asked or room, limit, room)

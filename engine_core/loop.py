@@ -17,6 +17,8 @@ State = Literal["loading", "ready", "failed", "closed"]
 # transformers imports model code on demand and patches torch (default dtype, init functions) while it loads a checkpoint
 LOADING = threading.Lock()
 
+HOLD_S = 0.005  # background gives way to another engine for so long at a time ...
+MOST_HELD = 16  # ... and so many times in a row, then it does a step
 GRACE_S = 1.0  # a step may take this long beyond a deadline
 
 Request = TypeVar("Request")
@@ -48,6 +50,7 @@ class LoopStatus(NamedTuple):
     running: int
     waiting: int
     detail: str  # why it failed
+    step_s: float  # seconds that a step takes, a moving average; 0: none was made yet
 
 
 class Ticket:
@@ -88,6 +91,11 @@ class Worker(Protocol[Request_contra]):
         """Requests taken in, not yet running."""
         ...
 
+    @property
+    def background(self) -> int:
+        """Of those that run and wait, how many nobody waits for."""
+        ...
+
     def add(self, request: Request_contra, ticket: Ticket) -> None:
         """Take a request in; raises the engine's own errors where it can't be served."""
         ...
@@ -105,11 +113,37 @@ class Worker(Protocol[Request_contra]):
         ...
 
 
+class Company:
+    """Engines on one device. Background of one gives way while another works for somebody who waits."""
+
+    def __init__(self) -> None:
+        """Nobody is there yet; loops join as they are made."""
+        self._loops: list[EngineLoop[Any]] = []
+
+    def join(self, loop: "EngineLoop[Any]") -> None:
+        """Take an engine in."""
+        self._loops.append(loop)
+
+    def is_waited_for(self, apart_from: "EngineLoop[Any]") -> bool:
+        """Does another engine work for somebody who waits? Read without a lock."""
+        return any(loop.foreground for loop in self._loops if loop is not apart_from)
+
+
 class EngineLoop(Generic[Request]):
     """Loads a worker in a thread of its own and keeps it stepping while there is work."""
 
-    def __init__(self, name: str, load: Callable[[], Worker[Request]], errors: EngineErrors, max_waiting: int) -> None:
-        """Remember what to load; `start` loads it."""
+    def __init__(
+        self,
+        name: str,
+        load: Callable[[], Worker[Request]],
+        errors: EngineErrors,
+        max_waiting: int,
+        company: Company | None = None,
+    ) -> None:
+        """Remember what to load; `start` loads it. Without `company` the engine has its device to itself."""
+        self._company = company or Company()
+        self._company.join(self)
+        self.foreground = False  # somebody waits for what runs here
         self.name = name
         self.worker: Worker[Request] | None = None
         self._load = load
@@ -123,6 +157,7 @@ class EngineLoop(Generic[Request]):
         self._changed = threading.Condition()
         self._mean_gap_s = 1.0  # moving average of the time between two answers while busy
         self._last_answer: float | None = None
+        self._step_s = 0.0
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name=f"{name}-engine", daemon=True)
 
@@ -160,7 +195,7 @@ class EngineLoop(Generic[Request]):
         """How things stand, read without a lock."""
         worker = self.worker
         running, waiting = (worker.running, worker.waiting) if worker else (0, 0)
-        return LoopStatus(self._state, running, waiting + len(self._arrived), self._detail)
+        return LoopStatus(self._state, running, waiting + len(self._arrived), self._detail, self._step_s)
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Refuse what is new, let the rest run for at most `drain_s` seconds, and end the thread."""
@@ -227,8 +262,16 @@ class EngineLoop(Generic[Request]):
                 self._break(f"{type(err).__name__}: {err}")
 
     def _run(self, worker: Worker[Request]) -> None:
-        more = False
+        more, held = False, 0
         while self._take_in(worker, wait=not more):
+            self.foreground = worker.running + worker.waiting > worker.background
+            if worker.background and not self.foreground and held < MOST_HELD and self._company.is_waited_for(self):
+                held, more = held + 1, True
+                self._hold()
+                continue
+            held = 0
+            work = worker.running + worker.waiting  # a cancellation wakes the thread too, and leaves nothing to measure
+            began = time.monotonic()
             try:
                 more = worker.step()
             except Exception as err:  # noqa: BLE001 - a failed step must not take the engine with it
@@ -238,6 +281,20 @@ class EngineLoop(Generic[Request]):
                 except Exception:  # noqa: BLE001
                     self._break(f"{type(err).__name__}: {err}")
                     return
+            else:
+                if work:
+                    self._stepped(time.monotonic() - began)
+            self.foreground = worker.running + worker.waiting > worker.background
+
+    def _hold(self) -> None:
+        """Leave the device to another engine for a moment, or until there is news."""
+        with self._changed:
+            if not (self._arrived or self._left or self._stopping):
+                self._changed.wait(HOLD_S)
+
+    def _stepped(self, seconds: float) -> None:
+        """Learn how long a step takes."""
+        self._step_s = self._step_s + 0.1 * (seconds - self._step_s) if self._step_s else seconds
 
     def _take_in(self, worker: Worker[Request], wait: bool) -> bool:
         """Empty the mailbox, waiting for something in it if told to; says whether to go on."""
@@ -266,6 +323,7 @@ class EngineLoop(Generic[Request]):
     def _break(self, detail: str) -> None:
         with self._changed:
             self._state, self._detail = "failed", detail
+        self.foreground = False  # nobody need give way to it any more
         self._end_all(self._errors.failed, f"the {self.name} engine broke: {detail}")
 
     def _stop(self) -> None:

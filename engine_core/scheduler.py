@@ -4,16 +4,30 @@ Requests are admitted in the order of `ticket + priority * PATIENCE`, where tick
 and a request of lower priority is overtaken by at most PATIENCE later ones for each level between them, so none starves. A request is
 admitted whole, with all its sequences, when slots and pages suffice for the longest it may become; so nothing that runs is ever evicted.
 The first in line is never passed by one behind it that happens to fit.
+
+From priority BACKGROUND on a request is background: work that nobody waits for, and that must not hold up the others, the foreground.
+
+- Admission. Background leaves a reserve of slots and pages, so that foreground finds room. What of it is not admitted for that holds up its own
+  class alone; what is larger than its share is admitted when nothing runs. Foreground that waits is passed by background only by patience, and
+  then background may hold no more than the reserve.
+- Steps. While foreground runs, background pauses: it keeps slots and pages and takes no part in steps, but for the oldest of it in every
+  BACKGROUND_EVERY-th plan, so that it comes to its end. In the CALM plans after that only the oldest of it takes part: whoever has asked
+  may ask again, and would wait for a step that is the longer the more take part in it.
 """
 
 import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from engine_core.pages import NOWHERE, PAGE, Kind, PagePool, Pages, PrefixHashes, first_page, pages_needed
 
 PATIENCE = 1_000
+BACKGROUND = 2  # of the priorities, the first that nobody waits for: 0 is a user, 1 helps one
+RESERVE = 4  # one in so many slots and pages is left free by background
+BACKGROUND_EVERY = 16  # one in so many plans made while foreground runs has background too
+CALM = 256  # plans after the last with foreground, until all of the background takes part again
+FEW = 16  # until then, and beside foreground, only as many as one in so many slots do
 SPARE = (
     4  # of sliding layers, a page for so many in use remembers a prefix; full ones remember as long as there is room
 )
@@ -40,6 +54,7 @@ class Member(Protocol):
 
 
 S = TypeVar("S", bound=Member)
+_Line: TypeAlias = "list[tuple[int, int, Group[S]]]"  # rank, ticket, request
 
 
 class Budget(NamedTuple):
@@ -76,7 +91,7 @@ class Group(Generic[S]):
     """A request's sequences, which share its prompt and are admitted together."""
 
     sequences: list[S]
-    priority: int = 0  # 0 first
+    priority: int = 0  # 0 first; background from BACKGROUND on
     share_key: str | None = ""  # equal prefixes are found only under an equal key; None: never
     ticket: int = -1
 
@@ -84,6 +99,11 @@ class Group(Generic[S]):
     def slots(self) -> int:
         """One for each sequence."""
         return len(self.sequences)
+
+    @property
+    def background(self) -> bool:
+        """Whether nobody waits for it."""
+        return self.priority >= BACKGROUND
 
 
 class Chunk(NamedTuple, Generic[S]):
@@ -107,8 +127,11 @@ class Admission(Generic[S]):
         self.running: list[S] = []  # in the order of admission
         self._pages: dict[S, dict[Kind, Pages]] = {}
         self._group_of: dict[S, Group[S]] = {}
+        self._background: set[S] = set()  # of those that run
         self._hashes: dict[S, PrefixHashes] = {}  # of those that share
-        self._waiting: list[tuple[int, int, Group[S]]] = []
+        self._lines: tuple[_Line[S], _Line[S]] = ([], [])  # heaps of those that wait: foreground, background
+        self._busy_plans = 0  # made while foreground ran
+        self._calm_plans = CALM  # made since then
         self._free_slots = list(range(budget.slots - 1, -1, -1))
         self._tickets = 0
 
@@ -123,7 +146,17 @@ class Admission(Generic[S]):
     @property
     def waiting(self) -> int:
         """Requests not yet admitted."""
-        return len(self._waiting)
+        return sum(map(len, self._lines))
+
+    @property
+    def background(self) -> int:
+        """Background sequences that run, and background requests not yet admitted."""
+        return len(self._background) + self.background_waiting
+
+    @property
+    def background_waiting(self) -> int:
+        """Background requests not yet admitted."""
+        return len(self._lines[True])
 
     def pages(self, sequence: S) -> Mapping[Kind, Pages]:
         """The pages of a running sequence, by kind of layer."""
@@ -140,7 +173,7 @@ class Admission(Generic[S]):
             raise ValueError(f"expected a priority of at least 0, got {group.priority}")
         if group.slots > self.budget.slots:
             raise TooLong(f"expected at most {self.budget.slots} answers at once, got {group.slots}")
-        for kind, needed in self._needs(group).items():
+        for kind, needed in self._needs(group.sequences).items():
             if needed > (most := self.budget.pages[kind] - 1):
                 positions = group.sequences[0].longest
                 raise TooLong(
@@ -150,7 +183,7 @@ class Admission(Generic[S]):
         group.ticket = self._tickets
         self._tickets += 1
         rank = group.ticket + group.priority * PATIENCE
-        heapq.heappush(self._waiting, (rank, group.ticket, group))
+        heapq.heappush(self._lines[group.background], (rank, group.ticket, group))
 
     def remove(self, sequences: Iterable[S]) -> None:
         """Let sequences go, wherever they are: slot and pages are free at once."""
@@ -162,6 +195,7 @@ class Admission(Generic[S]):
                 self._free_slots.append(sequence.slot)
                 sequence.slot = -1
                 del self._group_of[sequence]
+                self._background.discard(sequence)
                 self._hashes.pop(sequence, None)
 
     def forget(self, group: Group[S]) -> None:
@@ -169,13 +203,14 @@ class Admission(Generic[S]):
         if any(sequence in self._pages for sequence in group.sequences):
             self.remove(group.sequences)
         else:
-            self._waiting = [entry for entry in self._waiting if entry[2] is not group]
-            heapq.heapify(self._waiting)
+            line = self._lines[group.background]
+            line[:] = [entry for entry in line if entry[2] is not group]
+            heapq.heapify(line)
 
     def able(self) -> list[S]:
-        """Admit who fits; all that can take part in the next step, in the order of admission."""
+        """Admit who fits; all that take part in the next step if there is work for them, in the order of admission."""
         self._admit()
-        able = [sequence for sequence in self.running if not self._waits_for_twin(sequence)]
+        able = self._not_paused([sequence for sequence in self.running if not self._waits_for_twin(sequence)])
         for sequence in able:
             if sequence.encoded == 0:
                 self._adopt_prefix(sequence)
@@ -198,12 +233,8 @@ class Admission(Generic[S]):
             pages.forget(encoded)
 
     def _admit(self) -> None:
-        while self._waiting:
-            group = self._waiting[0][2]
-            if group.slots > len(self._free_slots):
-                return
-            if any(needed > self.pools[kind].available for kind, needed in self._needs(group).items()):
-                return
+        while line := self._next_line():
+            group = heapq.heappop(line)[2]
             for sequence in group.sequences:
                 sequence.slot = self._free_slots.pop()
                 self._group_of[sequence] = group
@@ -214,13 +245,63 @@ class Admission(Generic[S]):
                     for kind, window in self.budget.windows.items()
                 }
                 self.running.append(sequence)
-            heapq.heappop(self._waiting)
+            if group.background:
+                self._background.update(group.sequences)
 
-    def _needs(self, group: Group[S]) -> dict[Kind, int]:
+    def _next_line(self) -> "_Line[S] | None":
+        """The line whose first request can be admitted now, if there is one; of two the one whose turn it is.
+
+        Foreground that finds no room holds up everybody behind it, background nobody but its own.
+        """
+        for line in sorted(filter(None, self._lines), key=lambda line: line[0]):
+            group = line[0][2]
+            if self._fits(group) and (not group.background or self._leaves_reserve(group)):
+                return line
+            if not group.background:
+                return None
+        return None
+
+    def _fits(self, group: Group[S]) -> bool:
+        """Whether slots and pages suffice for a request."""
+        needs = self._needs(group.sequences)
+        return group.slots <= len(self._free_slots) and all(
+            needed <= self.pools[kind].available for kind, needed in needs.items()
+        )
+
+    def _leaves_reserve(self, group: Group[S]) -> bool:
+        """Whether background holds no more than its share with one more request, or the engine would be idle without it."""
+        if not self.running:
+            return True
+
+        def share(whole: int) -> int:
+            reserve = max(1, whole // RESERVE)
+            return reserve if self._lines[False] else whole - reserve
+
+        held = [*self._background, *group.sequences]
+        return len(held) <= share(self.budget.slots) and all(
+            needed <= share(self.budget.pages[kind] - 1) for kind, needed in self._needs(held).items()
+        )
+
+    def _needs(self, sequences: list[S]) -> dict[Kind, int]:
         return {
-            kind: sum(pages_needed(one.longest, window, self.most_rows(one)) for one in group.sequences)
+            kind: sum(pages_needed(one.longest, window, self.most_rows(one)) for one in sequences)
             for kind, window in self.budget.windows.items()
         }
+
+    def _not_paused(self, able: list[S]) -> list[S]:
+        """All of the foreground, and as much of the background as may take part in this plan."""
+        background = [sequence for sequence in able if sequence in self._background]
+        if len(background) < len(able):
+            self._calm_plans = 0
+            self._busy_plans += 1
+            if self._busy_plans % BACKGROUND_EVERY:
+                background = []
+        else:
+            self._calm_plans += 1
+        if self._calm_plans <= CALM:
+            background = background[: max(1, self.budget.slots // FEW)]
+        taking_part = set(background)
+        return [one for one in able if one in taking_part or one not in self._background]
 
     def _waits_for_twin(self, sequence: S) -> bool:
         """A group's other sequences wait until the first one has encoded the prompt, to share it."""

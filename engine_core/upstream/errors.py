@@ -11,7 +11,19 @@ Error tree:
 
 `failure` is what an error says of the upstream: True, it failed; False, it works; None, nothing. The circuit breaker
 counts by it.
+
+UpstreamRejected alone is shown to clients, who may not be meant to know where the upstream is: its words are cleaned.
 """
+
+import re
+
+# Addresses of machines and of memory, paths and reprs. Of words with a colon and a number, those that are no field's name.
+REVEALING = re.compile(
+    r"""[a-z][a-z0-9+.-]*://[^\s"'<>]*[\w/] | <[\w.]+(?:\sobject)?\sat\s0x[0-9a-f]+> | \b0x[0-9a-f]{6,}\b | \[[0-9a-f:]*:[0-9a-f:.]*\](?::\d+)?
+    | \b\d{1,3}(?:\.\d{1,3}){3}\b(?::\d+)? | (?<![\w.])[a-z0-9-]+(?:\.[a-z0-9-]+)*:\d{2,5}\b
+    | (?<![\w.])~?(?:/[\w.@+-]+){2,}/? | (?<!\w)[a-z]:\\[^\s"']*\w""",
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 class UpstreamError(Exception):
@@ -63,6 +75,11 @@ class UpstreamClosed(UpstreamError):
         super().__init__(message, failure=None)
 
 
+def cleaned(said: str) -> str:
+    """The words of an upstream without what tells where it is or what it is made of."""
+    return REVEALING.sub("[...]", said)
+
+
 def of_status(status: int, said: str, where: str, retry_after_s: float, key: str) -> UpstreamError:
     """What a status other than 200 stands for.
 
@@ -75,7 +92,7 @@ def of_status(status: int, said: str, where: str, retry_after_s: float, key: str
     """
     words = f"expected status 200 from {where}, got {status}" + (f": {said}" if said else "")
     if status in (400, 404, 413, 422):
-        return UpstreamRejected(said or words)
+        return UpstreamRejected(cleaned(said) or f"the model's server refused this request with status {status}")
     if status in (401, 403):  # its words may repeat a part of the key
         return UpstreamFailed(f"expected status 200 from {where}, got {status}: look at {key}", failure=False)
     if status in (408, 504):

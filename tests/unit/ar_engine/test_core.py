@@ -395,6 +395,43 @@ def test_after_a_deadline_a_request_is_gone_by_the_next_step_wherever_it_was():
     assert next_one.result.text == "a long answer"
 
 
+def test_background_that_pauses_is_ended_by_its_deadline_and_can_be_cancelled():
+    desk = Desk(says=lambda one: "a long answer")
+    late, gone = desk.ask(priority=2), desk.ask(priority=2)
+    desk.core.step()
+    user = desk.ask()
+    desk.core.step()
+    assert (len(desk.runner.steps[0]), len(desk.runner.steps[1])) == (2, 1)
+    assert (desk.core.running, desk.core.background) == (3, 2)
+    late.deadline = past()
+    desk.core.cancel(gone)
+    desk.core.step()
+    assert isinstance(late.error, RefineDeadline)
+    assert (desk.core.running, desk.core.background) == (1, 0)
+    desk.run()
+    assert user.result.text == "a long answer"
+    assert not gone.over
+
+
+def test_an_answer_that_pauses_for_foreground_goes_on_where_it_was():
+    desk = Desk(says=lambda one: "a long answer")
+    paused = [desk.ask("p" * length, "a wrong answer", n=2, priority=2) for length in (3, 60)]
+    for _ in range(3):
+        desk.core.step()
+    users = [desk.ask("u" * length) for length in (5, 70)]
+    desk.run()
+    alone = Desk(says=lambda one: "a long answer")
+    for length, inbox in zip((3, 60), paused, strict=True):
+        single = alone.ask("p" * length, "a wrong answer", n=2)
+        alone.run()
+        assert [essence(result) for result in inbox.results] == [essence(result) for result in single.results]
+    assert [inbox.result.text for inbox in users] == ["a long answer"] * 2
+    took_part = [{work.sequence for work in works} for works in desk.runner.steps]
+    first = took_part[2]
+    assert (took_part[1] & first, took_part[3] & first) == (first, set())
+    assert any(first & later for later in took_part[4:])
+
+
 def test_a_failed_step_costs_its_requests_and_nobody_else():
     desk = Desk()
     first, second, waiting = desk.ask(n=2), desk.ask(), desk.ask(n=2)
@@ -490,6 +527,7 @@ def test_an_idle_core_does_nothing():
 actions = st.lists(
     st.one_of(
         st.tuples(st.just("ask"), st.integers(1, 60), st.integers(1, 3), st.integers(1, 30)),
+        st.tuples(st.just("ask in the background"), st.integers(1, 60), st.integers(1, 3), st.integers(1, 30)),
         st.tuples(st.just("score"), st.integers(1, 60), st.just(0), st.integers(0, 30)),
         st.tuples(st.just("step"), st.integers(1, 5), st.just(0), st.just(0)),
         st.tuples(st.just("drop"), st.integers(0, 20), st.just(0), st.just(0)),
@@ -509,8 +547,9 @@ def test_everybody_is_told_once_unless_dropped_and_nothing_leaks(drawn: list[tup
     dropped: set[Inbox] = set()
     for action, number, n, length in drawn:
         inbox = inboxes[number % len(inboxes)] if inboxes else None
-        if action == "ask":
-            inboxes.append(desk.ask("p" * number, text[:length] if length % 2 else None, n=n, max_tokens=length))
+        if action.startswith("ask"):
+            draft, priority = text[:length] if length % 2 else None, 2 if action.endswith("background") else 0
+            inboxes.append(desk.ask("p" * number, draft, n=n, max_tokens=length, priority=priority))
         elif action == "score":
             inboxes.append(desk.score("p" * number, desk.draft(text[:length])))
         elif action == "step":

@@ -100,7 +100,7 @@ def random_requests(models: Pair, count: int, seed: int) -> list[RefineRequest]:
         draft = list(chance.choice(right))
         draft[chance.randrange(len(draft))] = chance.randrange(20, 250)
         wishes: dict[str, Any] = {"max_tokens": chance.randint(1, 12), "seed": i, "n": chance.choice((1, 1, 1, 2))}
-        wishes |= {"mode": chance.choice(("exact", "exact", "typical", "fresh"))}
+        wishes |= {"mode": chance.choice(("exact", "exact", "typical", "fresh")), "priority": chance.choice((0, 1, 2))}
         wishes |= chance.choice(({}, {}, {"temperature": 1.0}, {"frequency_penalty": 1.0}, {"logprobs": 1}))
         asked.append(request(PROMPT[: chance.randint(1, 40)], chance.choice((None, draft, draft)), **wishes))
     return asked
@@ -318,10 +318,12 @@ def test_the_shipped_checkpoint_answers():
         await engine.start()
         load = engine.load()
         assert (load.state, load.context_tokens, load.capacity, load.images) == ("ready", 2048, 16, False)
+        assert (load.step_s, load.background) == (0.0, 0)
         assert load.modes == ("exact", "typical", "polish", "fresh")
         question = told("How much is the lamp?")
         fresh = await refined(engine, RefineRequest(request_id="r", messages=question))
         assert (fresh.text, fresh.finish_reason) == ("The lamp costs $45.", "stop")
+        assert engine.load().step_s > 0
         core = engine._loop.worker
         assert isinstance(core, Core)
         draft = draft_of(fresh.token_ids, core.prompts.fingerprint)

@@ -81,22 +81,26 @@ def test_a_status_is_a_typed_error(upstream, port, status, kind):
         assert "why it is so" in str(found)
 
 
+REFUSED = "the model's server refused this request with status 400"
+
+
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
+        (error(400, "at http://10.0.0.7:8000/v1, in /srv/model/a.py"), "at [...], in [...]"),
         (error(400, "too   long\n\x1b[31m"), "too long [31m"),
         (error(400, "x" * 10_000), "x" * 300 + " ..."),
         (Reply([b'{"detail": [{"loc": ["body", "n"]}]}'], 422, PLAIN), '[{"loc":["body","n"]}]'),
         (Reply([b'{"error": "broken"}'], 400, PLAIN), "broken"),
-        (Reply([b"<h1>Bad</h1>"], 400, PLAIN), "expected status 200 from http://127.0.0.1:PORT" + CHAT + ", got 400"),
-        (Reply([b"[" * 50_000], 400, PLAIN), "expected status 200 from http://127.0.0.1:PORT" + CHAT + ", got 400"),
-        (Reply([b"<" * 100_000], 400, PLAIN), "expected status 200 from http://127.0.0.1:PORT" + CHAT + ", got 400"),
-        (Reply([b'{"err', HELD], 400, PLAIN), "expected status 200 from http://127.0.0.1:PORT" + CHAT + ", got 400"),
+        (Reply([b"<h1>Bad</h1>"], 400, PLAIN), REFUSED),
+        (Reply([b"[" * 50_000], 400, PLAIN), REFUSED),
+        (Reply([b"<" * 100_000], 400, PLAIN), REFUSED),
+        (Reply([b'{"err', HELD], 400, PLAIN), REFUSED),
     ],
-    ids=["one line", "bounded", "FastAPI", "a text", "a web page", "lists in lists", "a long body", "one that stalls"],
+    ids=["addresses", "one line", "bounded", "FastAPI", "a text", "a web page", "lists in lists", "a long body", "one that stalls"],
 )  # fmt: skip
 def test_what_an_upstream_says_is_passed_on_within_bounds(upstream, port, reply, said):
-    assert str(replied(port, upstream, reply)) == said.replace("PORT", str(port))
+    assert str(replied(port, upstream, reply)) == said
 
 
 @pytest.mark.parametrize("header", ["7", "Thu, 01 Jan 1970 00:00:00 GMT", "soon", "-3", "1e99", "9" * 400])

@@ -138,9 +138,11 @@ class Device:
 class RequestsOfAllKinds(RuleBasedStateMachine):
     """Requests come, run, end and are cancelled in any order."""
 
-    @initialize(patience=st.integers(1, 4))
-    def begin(self, patience: int) -> None:
-        self.patience, module.PATIENCE = module.PATIENCE, patience
+    @initialize(patience=st.integers(1, 4), every=st.integers(2, 4), calm=st.integers(0, 3))
+    def begin(self, patience: int, every: int, calm: int) -> None:
+        self.constants = pytest.MonkeyPatch()
+        for name, value in (("PATIENCE", patience), ("BACKGROUND_EVERY", every), ("CALM", calm)):
+            self.constants.setattr(module, name, value)
         self.scheduler = Scheduler(BUDGET)
         self.device = Device(self.scheduler)
         self.line: list[Group] = []  # not admitted yet, in the order of their coming
@@ -151,11 +153,13 @@ class RequestsOfAllKinds(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        for _ in range(10_000):
-            if not self.line and not self.groups:
-                break
-            self.step()
-        module.PATIENCE = self.patience
+        try:
+            for _ in range(10_000):
+                if not self.line and not self.groups:
+                    break
+                self.step()
+        finally:
+            self.constants.undo()
         assert self.scheduler.plan() == []
         assert (self.scheduler.waiting, self.scheduler.running) == (0, [])
         for kind, pool in self.scheduler.pools.items():
@@ -207,7 +211,12 @@ class RequestsOfAllKinds(RuleBasedStateMachine):
                     assert len(one.scores) == len(one.draft) == answered
                 else:
                     assert one.answer == answer_alone(one.prompt, one.sampling.max_tokens), "drafts change no answer"
+        took_part = {work.sequence for work in works}
+        background = {one for group in self.groups if group.background for one in group.sequences}
+        paused = background if background & set(self.scheduler.running) - took_part else set()
         for one in self.scheduler.running:
+            if one in paused:
+                continue
             if one.pending == 1:
                 self.bounds.pop(one, None)
             else:
@@ -217,18 +226,19 @@ class RequestsOfAllKinds(RuleBasedStateMachine):
         self.groups = [one for one in self.groups if not set(one.sequences) <= self.gone]
 
     def _check_admitted(self, free: int, seen: list[Sequence]) -> None:
-        """The first in line were admitted, as many as fit, whole."""
+        """Of each class the first in line were admitted, whole."""
         running = set(self.scheduler.running) | set(seen)
         rank = {one: (one.ticket + one.priority * module.PATIENCE, one.ticket) for one in self.line}
+        passed = {False: False, True: False}
         for one in sorted(self.line, key=rank.__getitem__):
-            admitted = bool(running & set(one.sequences))
-            if not admitted:
-                break
+            if not running & set(one.sequences):
+                passed[one.background] = True
+                continue
+            assert not passed[one.background], "nobody passes the first in line of the same class"
             self.line.remove(one)
             self.groups.append(one)
             free -= one.slots
         assert free >= 0
-        assert not any(running & set(one.sequences) for one in self.line), "nobody passes the first in line"
 
     def _check_works(self, works: list[Work], waited: dict[Sequence, int]) -> None:
         assert len({work.sequence for work in works}) == len(works) <= BUDGET.slots
@@ -240,7 +250,8 @@ class RequestsOfAllKinds(RuleBasedStateMachine):
         judged = sum(max(0, len(work.tried) - 1) for work in works if isinstance(work.sequence, Scored))
         assert tried + judged <= BUDGET.encode_rows
         assert all(work.answers or not work.tried for work in works)
-        decoding = {one for one, pending in waited.items() if pending == 1}
+        background = {one for group in self.groups if group.background for one in group.sequences}
+        decoding = {one for one, pending in waited.items() if pending == 1} - background
         assert decoding <= {work.sequence for work in works if work.answers}, "whoever answers goes on in every step"
 
     @rule(data=st.data())

@@ -340,6 +340,39 @@ def test_a_deadline_ends_a_request_in_line() -> None:
     assert next_one.results
 
 
+def test_background_that_pauses_is_ended_by_its_deadline_and_can_be_dropped() -> None:
+    desk = Desk(takes=lambda one: 20)
+    late, dropped = desk.ask(priority=2), desk.ask(priority=2)
+    desk.core.step()
+    user = desk.ask()
+    desk.core.step()
+    assert [len(plan) for plan in desk.runner.plans] == [2, 1]
+    assert (desk.core.running, desk.core.background) == (3, 2)
+    assert late.job is not None
+    late.job.deadline = past()
+    desk.drop(dropped)
+    desk.core.step()
+    assert isinstance(late.error, DraftDeadline)
+    assert (desk.core.running, desk.core.background) == (1, 0)
+    desk.run()
+    assert user.results
+    assert not dropped.told
+
+
+def test_a_failed_step_does_not_cost_whoever_pauses() -> None:
+    desk = Desk(takes=lambda one: 3)
+    paused = desk.ask(priority=2)
+    desk.core.step()
+    failing = desk.ask()
+    desk.runner.fails = ValueError("once")
+    with pytest.raises(ValueError, match="once"):
+        desk.core.step()
+    desk.runner.fails = None
+    assert isinstance(failing.error, ValueError)
+    desk.run()
+    assert paused.results[0].text == "hello"
+
+
 def test_after_a_deadline_what_is_finished_is_the_result() -> None:
     desk = Desk(says=lambda one: "never ends " * 9, takes=lambda one: 1 if not one.reports else 99)
     caller = desk.ask()
@@ -477,6 +510,7 @@ def test_an_idle_core_does_nothing() -> None:
 actions = st.lists(
     st.one_of(
         st.tuples(st.just("ask"), st.integers(1, 60), st.integers(1, 3), st.integers(1, 30)),
+        st.tuples(st.just("ask in the background"), st.integers(1, 60), st.integers(1, 3), st.integers(1, 30)),
         st.tuples(st.just("step"), st.integers(1, 5), st.just(0), st.just(0)),
         st.tuples(st.just("drop"), st.integers(0, 20), st.just(0), st.just(0)),
         st.tuples(st.just("fail"), st.just(0), st.just(0), st.just(0)),
@@ -497,8 +531,9 @@ def test_everybody_is_told_once_unless_dropped_and_nothing_leaks(drawn: list[tup
     dropped: set[Caller] = set()
     for action, number, candidates, max_tokens in drawn:
         caller = callers[number % len(callers)] if callers else None
-        if action == "ask":
-            callers.append(desk.ask("p" * number, candidates=candidates, max_tokens=max_tokens))
+        if action.startswith("ask"):
+            priority = 2 if action.endswith("background") else 0
+            callers.append(desk.ask("p" * number, candidates=candidates, max_tokens=max_tokens, priority=priority))
         elif action == "step":
             for _ in range(number):
                 desk.core.step()

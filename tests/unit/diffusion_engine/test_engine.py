@@ -80,7 +80,13 @@ def concurrent(model: Model, count: int, seed: int) -> None:
     """Of many requests at once, some leave at random moments; all others get what they get alone, and every slot is free."""
     chance = random.Random(seed)
     asked = [
-        request(PROMPT[: chance.randint(1, 40)], seed=i, candidates=chance.choice((1, 1, 1, 2)), updates=True)
+        request(
+            PROMPT[: chance.randint(1, 40)],
+            seed=i,
+            candidates=chance.choice((1, 1, 1, 2)),
+            priority=chance.choice((0, 1, 2)),
+            updates=True,
+        )
         for i in range(count)
     ]
     leaves_after = [chance.randint(0, 4) if chance.random() < 0.3 else None for _ in asked]
@@ -128,13 +134,15 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(model: Model, monkeypat
         tasks = [asyncio.create_task(drafted(engine, request()))]
         while not engine.load().running:
             await asyncio.sleep(0.001)
-        tasks += [asyncio.create_task(drafted(engine, request())) for _ in range(3)]
+        tasks += [asyncio.create_task(drafted(engine, request(priority=i))) for i in range(3)]
         while engine.load().waiting < 3:
             await asyncio.sleep(0.001)
         with pytest.raises(DraftOverloaded, match="at most 3 requests waiting") as refused:
             await drafted(engine, request())
         assert refused.value.retry_after_s > 0
         gate.set()
+        while not engine.load().background:  # known once the worker has read its mailbox
+            await asyncio.sleep(0.001)
         assert len(await asyncio.gather(*tasks)) == 4
 
     serve(model, scenario, max_running=1, max_waiting=3)
@@ -225,8 +233,10 @@ def test_the_shipped_checkpoint_answers(tmp_path: Path) -> None:
         assert engine.load().state == "loading"
         await engine.start()
         assert (engine.load().state, engine.load().context_tokens) == ("ready", 2048)
+        assert (engine.load().step_s, engine.load().background) == (0.0, 0)
         asked = [{"role": "user", "content": "How much is the lamp?"}], [{"role": "user", "content": "hi"}]
         results = [await drafted(engine, DraftRequest(request_id="d", messages=tuple(messages))) for messages in asked]
+        assert engine.load().step_s > 0
         with pytest.raises(DraftRejected, match="at most 2048 tokens in all"):
             await drafted(engine, DraftRequest(request_id="d", messages=({"role": "user", "content": "7" * 2048},)))
         await engine.close()

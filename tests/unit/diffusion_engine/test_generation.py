@@ -17,7 +17,7 @@ from diffusion_engine.model import Model, Rows
 from diffusion_engine.runner import Runner, _tensors
 from diffusion_engine.sampler import Inputs
 from diffusion_engine.weights import load_weights
-from engine_core import pages
+from engine_core import pages, scheduler
 from moe_kernels import attention
 from tests.marks import on_gpu
 from tests.unit.diffusion_engine.checkpoints import save, tiny_config, tiny_model, write_all_forms
@@ -52,13 +52,16 @@ def test_a_seed_repeats_its_draft_and_another_seed_has_another(model: Model) -> 
     assert first.token_ids != other.token_ids
 
 
-def test_company_changes_nothing(model: Model) -> None:
-    """Prompts of all lengths, wishes of all kinds, joining while others run, some leaving in the middle."""
+def test_company_changes_nothing(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of all lengths, wishes of all kinds, joining while others run, some pausing, some leaving in the middle."""
+    monkeypatch.setattr(scheduler, "BACKGROUND_EVERY", 3)
+    monkeypatch.setattr(scheduler, "CALM", 2)
     chance = random.Random(5)
     wishes = [
         {"seed": i, "max_steps": chance.randint(1, 5), "max_tokens": chance.randint(1, 30), "candidates": chance.choice((1, 1, 2)),
          "entropy_bound": chance.choice((0.1, 0.5, 3.0)), "t_max": chance.choice((0.5, 0.8, 1.2)),
-         "stability": chance.choice((0, 1, 2)), "confidence": chance.choice((0.005, 1.0, 4.0)), "updates": chance.random() < 0.3}
+         "stability": chance.choice((0, 1, 2)), "confidence": chance.choice((0.005, 1.0, 4.0)), "updates": chance.random() < 0.3,
+         "priority": chance.choice((0, 1, 2, 2))}
         for i in range(24)
     ]  # fmt: skip
     prompts = [PROMPT[: chance.randint(1, 40)] for _ in wishes]
@@ -79,6 +82,26 @@ def test_company_changes_nothing(model: Model) -> None:
     for i, inbox in kept:
         single = make_core(model)
         expected = run(single, submit(single, prompts[i], **wishes[i]))[0]
+        assert [essence(result) for result in inbox.results] == [essence(result) for result in expected]
+
+
+def test_a_canvas_that_pauses_for_foreground_goes_on_where_it_was(model: Model) -> None:
+    core = make_core(model, LONG, max_running=4)
+    paused = [submit(core, PROMPT[:20], seed=i, priority=2, candidates=i) for i in (1, 2)]
+    for _ in range(7):  # into the second canvas
+        core.step()
+    sequences = [sequence for inbox in paused for sequence in (inbox.job.group.sequences if inbox.job else [])]
+    before = [(one.step, len(one.reports), one.forwards) for one in sequences]
+    assert any(step and reports for step, reports, _ in before)
+    user = submit(core, PROMPT, seed=9)
+    while user.job in core._jobs.values() and core._scheduler._busy_plans < 15:
+        core.step()
+    assert [(one.step, len(one.reports), one.forwards) for one in sequences] == before
+    run(core)
+    assert essence(user.results[0]) == essence(alone(model, PROMPT, LONG, seed=9))
+    for i, inbox in zip((1, 2), paused, strict=True):
+        single = make_core(model, LONG)
+        expected = run(single, submit(single, PROMPT[:20], seed=i, candidates=i))[0]
         assert [essence(result) for result in inbox.results] == [essence(result) for result in expected]
 
 

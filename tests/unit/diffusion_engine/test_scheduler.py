@@ -112,25 +112,29 @@ class Device:
 class RequestsOfAllKinds(RuleBasedStateMachine):
     """Requests come, run and are cancelled in any order."""
 
-    @initialize(patience=st.integers(1, 4))
-    def begin(self, patience: int) -> None:
-        self.patience, module.PATIENCE = module.PATIENCE, patience
+    @initialize(patience=st.integers(1, 4), every=st.integers(2, 4), calm=st.integers(0, 3))
+    def begin(self, patience: int, every: int, calm: int) -> None:
+        self.constants = pytest.MonkeyPatch()
+        for name, value in (("PATIENCE", patience), ("BACKGROUND_EVERY", every), ("CALM", calm)):
+            self.constants.setattr(module, name, value)
         self.scheduler = Scheduler(BUDGET)
         self.device = Device(self.scheduler)
         self.line: list[Group] = []  # not admitted yet, in the order of their coming
         self.groups: list[Group] = []  # admitted, and not finished
         self.gone: list[Sequence] = []
         self.tickets = 0
-        self.bounds: dict[Sequence, int] = {}  # steps within which the pending tokens must be encoded
+        self.bounds: dict[Sequence, int] = {}  # of its plans, those within which the pending tokens must be encoded
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        for _ in range(10_000):
-            if not self.line and not self.groups:
-                break
-            self.step([True] * 4)
-        module.PATIENCE = self.patience
+        try:
+            for _ in range(10_000):
+                if not self.line and not self.groups:
+                    break
+                self.step([True] * 4)
+        finally:
+            self.constants.undo()
         assert self.scheduler.plan() == Plan([], [])
         assert (self.scheduler.waiting, self.scheduler.running) == (0, [])
         for kind, pool in self.scheduler.pools.items():
@@ -165,7 +169,10 @@ class RequestsOfAllKinds(RuleBasedStateMachine):
         assert plan.sequences()
         self._check_admitted(free)
         self._check_plan(plan)
+        paused = self._paused(plan)
         for sequence in self.scheduler.running:
+            if sequence in paused:
+                continue
             if not sequence.pending:
                 self.bounds.pop(sequence, None)
             elif sequence not in self.bounds:
@@ -183,19 +190,31 @@ class RequestsOfAllKinds(RuleBasedStateMachine):
         self.groups = [one for one in self.groups if not set(one.sequences) <= set(self.gone)]
 
     def _check_admitted(self, free: int) -> None:
-        """The first in line were admitted, as many as fit, whole."""
+        """Of each class the first in line were admitted, whole."""
         rank = {one: (one.ticket + one.priority * module.PATIENCE, one.ticket) for one in self.line}
         running = set(self.scheduler.running)
+        passed = {False: False, True: False}
         for one in sorted(self.line, key=rank.__getitem__):
             admitted = running.issuperset(one.sequences)
             assert admitted or not running & set(one.sequences)
             if not admitted:
-                break
+                passed[one.background] = True
+                continue
+            assert not passed[one.background]
             self.line.remove(one)
             self.groups.append(one)
             free -= one.slots
         assert free >= 0
-        assert not any(running & set(one.sequences) for one in self.line)
+
+    def _paused(self, plan: Plan) -> set[Sequence]:
+        """The background, if some of it that could have taken part did not; foreground never is."""
+        background = {sequence for one in self.groups if one.background for sequence in one.sequences}
+        left_out = set(self.scheduler.running) - set(plan.sequences())
+        denoises = {sequence for sequence in left_out if not sequence.pending}
+        assert denoises <= background, "whatever foreground has encoded is denoised in every step"
+        foreground = set(self.scheduler.running) - background
+        assert not foreground or foreground & set(plan.sequences())
+        return background & left_out and background
 
     def _check_plan(self, plan: Plan) -> None:
         assert sum(chunk.length for chunk in plan.chunks) <= BUDGET.encode_rows

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_core import loop as module
-from engine_core.loop import EngineLoop, Ticket
+from engine_core.loop import Company, EngineLoop, Ticket
 from tests.unit.engine_core.errors import ERRORS, Closed, Deadline, Failed, Overloaded, Wanted
 
 HANG_S = 20.0
@@ -47,6 +47,10 @@ class Counter:
     @property
     def waiting(self) -> int:
         return max(0, len(self.work) - self.slots)
+
+    @property
+    def background(self) -> int:
+        return sum(request.name.startswith("background") for request, _ in self.work.values())
 
     def add(self, request: Count, ticket: Ticket) -> None:
         self.in_add.set()
@@ -89,8 +93,8 @@ class Counter:
             raise RuntimeError("the device is gone")
 
 
-def engine(worker: Counter, max_waiting: int = 8) -> EngineLoop[Count]:
-    return EngineLoop("test", lambda: worker, ERRORS, max_waiting)
+def engine(worker: Counter, max_waiting: int = 8, company: Company | None = None) -> EngineLoop[Count]:
+    return EngineLoop("test", lambda: worker, ERRORS, max_waiting, company)
 
 
 async def collect(loop: EngineLoop[Count], name: str, to: int = 2, deadline_s: float | None = None) -> list[object]:
@@ -177,18 +181,58 @@ def test_an_idle_worker_is_left_alone_and_woken_by_the_next_request():
     assert [line for line in worker.log if line.startswith("step")] == ["step a"] * 3 + ["step b"] * 3
 
 
+class Timed(Counter):
+    """Steps that take as long as the script says, by a clock that only they move."""
+
+    def __init__(self, takes: list[float]) -> None:
+        super().__init__()
+        self.takes = takes
+        self.now = 0.0
+
+    def step(self) -> bool:
+        self.now += self.takes.pop(0) if self.work else 1_000.0
+        return super().step()
+
+
+def test_a_steps_time_is_averaged_over_steps_that_have_work(monkeypatch: pytest.MonkeyPatch):
+    worker = Timed([2.0, 4.0, 100.0, 1.0, 1.0])
+
+    class Clock:
+        monotonic = staticmethod(lambda: worker.now)
+
+    monkeypatch.setattr(module, "time", Clock)
+
+    async def scenario():
+        loop = engine(worker)
+        await loop.start()
+        assert loop.status().step_s == 0.0
+        assert len(await collect(loop, "a", 1)) == 3
+        await until(lambda: worker.now >= 1_006.0)  # the end of a request wakes the thread, for a step without work
+        assert loop.status().step_s == pytest.approx(2.0 + 0.1 * (4.0 - 2.0))
+        worker.errors = [Failed("once")]
+        with pytest.raises(Failed):
+            await collect(loop, "b")
+        await until(lambda: worker.now >= 2_106.0)
+        assert loop.status().step_s == pytest.approx(2.2), "a step that failed tells nothing"
+        await collect(loop, "c", 1)
+        await until(lambda: loop.status().step_s == pytest.approx((2.2 * 0.9 + 0.1) * 0.9 + 0.1))
+        await loop.close()
+
+    run(scenario())
+
+
 def test_requests_before_the_worker_is_loaded_are_refused():
     async def scenario():
         gate, worker = threading.Event(), Counter()
         loop = EngineLoop("test", lambda: worker if gate.wait(HANG_S) else None, ERRORS, 8)  # type: ignore[arg-type]
         starting = asyncio.create_task(loop.start())
         await asyncio.sleep(0)
-        assert loop.status() == ("loading", 0, 0, "")
+        assert loop.status() == ("loading", 0, 0, "", 0.0)
         with pytest.raises(Closed, match="expected a test engine that is ready, got one that is loading"):
             await collect(loop, "a")
         gate.set()
         await starting
-        assert loop.status() == ("ready", 0, 0, "")
+        assert loop.status() == ("ready", 0, 0, "", 0.0)
         await loop.close()
         assert loop.status().state == "closed"
         with pytest.raises(Closed, match="got one that is closed"):
@@ -205,7 +249,7 @@ def test_a_worker_that_does_not_load_fails_start_and_says_why():
         loop: EngineLoop[Count] = EngineLoop("test", load, ERRORS, 8)
         with pytest.raises(Failed, match="OSError: no such checkpoint"):
             await loop.start()
-        assert loop.status() == ("failed", 0, 0, "OSError: no such checkpoint")
+        assert loop.status() == ("failed", 0, 0, "OSError: no such checkpoint", 0.0)
         with pytest.raises(Closed, match="got one that is failed"):
             await collect(loop, "a")
         await loop.close()
@@ -291,7 +335,7 @@ def test_a_closed_iterator_cancels_a_running_request_before_the_next_step():
         assert worker.log.count("step a") == steps + 1
         assert await collect(loop, "b") == ["b 0", "b 1", "b done", "twice"]
         assert worker.log.count("step a") == steps + 1
-        await until(lambda: loop.status() == ("ready", 0, 0, ""))
+        await until(lambda: loop.status()[:4] == ("ready", 0, 0, ""))
         await loop.close()
 
     run(scenario())
@@ -458,8 +502,9 @@ def test_a_broken_device_fails_everybody_and_refuses_who_comes_later():
         assert [type(failure) for failure in failures] == [Failed] * 3
         assert len(set(map(id, failures))) == 3
         assert str(failures[1]) == "the test engine broke: ValueError: illegal memory access"
-        state, _, _, detail = loop.status()
+        state, _, _, detail, _ = loop.status()
         assert (state, detail) == ("failed", "ValueError: illegal memory access")
+        assert not loop.foreground, "another engine's background would give way to it for good"
         with pytest.raises(Closed, match="got one that is failed"):
             await collect(loop, "d")
         await loop.close(drain_s=HANG_S)
@@ -672,7 +717,7 @@ def test_whoever_comes_and_goes_each_gets_his_own_and_nothing_stays_behind(
         tasks = [asyncio.create_task(read(loop, f"r{i}", *one)) for i, one in enumerate(drawn)]
         if drain_s is None:
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-            await until(lambda: loop.status() == ("ready", 0, 0, ""))
+            await until(lambda: loop.status()[:4] == ("ready", 0, 0, ""))
             await loop.close()
         else:
             await asyncio.sleep(0)
@@ -683,3 +728,47 @@ def test_whoever_comes_and_goes_each_gets_his_own_and_nothing_stays_behind(
 
     run(scenario())
     assert engines() == before
+
+
+async def beside_a_busy_engine(name: str, then: Callable[[Counter, Counter], bool]) -> list[object]:
+    """What a request gets of one engine while another works for somebody who waits, until `then` holds; after that the other one is left."""
+    company = Company()
+    busy, worker = Counter(), Counter()
+    other, loop = engine(busy, company=company), engine(worker, company=company)
+    await other.start()
+    await loop.start()
+    waited_for = asyncio.create_task(collect(other, "somebody", FOREVER))
+    await until(lambda: other.foreground)
+    task = asyncio.create_task(collect(loop, name))
+    await until(lambda: f"add {name}" in worker.log)
+    await until(lambda: then(busy, worker))
+    waited_for.cancel()
+    await asyncio.gather(waited_for, return_exceptions=True)
+    events = await task
+    await loop.close()
+    await other.close()
+    return events
+
+
+def test_background_gives_way_while_another_engine_works_for_somebody_who_waits(monkeypatch):
+    monkeypatch.setattr(module, "MOST_HELD", 1_000_000)
+    seen: list[int] = []
+
+    def twenty_steps_later(busy: Counter, worker: Counter) -> bool:
+        seen.append(len(busy.log))
+        assert "step background" not in worker.log
+        return seen[-1] >= seen[0] + 20
+
+    assert run(beside_a_busy_engine("background", twenty_steps_later))[-1] == "twice"
+
+
+def test_background_that_gave_way_long_enough_does_a_step(monkeypatch):
+    monkeypatch.setattr(module, "MOST_HELD", 2)
+    stepped = run(beside_a_busy_engine("background", lambda _, worker: "step background" in worker.log))
+    assert stepped[-1] == "twice"
+
+
+def test_who_is_waited_for_gives_way_to_nobody(monkeypatch):
+    monkeypatch.setattr(module, "MOST_HELD", 1_000_000)
+    stepped = run(beside_a_busy_engine("another", lambda _, worker: worker.log.count("step another") == 3))
+    assert stepped[-1] == "twice"
