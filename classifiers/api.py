@@ -86,6 +86,10 @@ class QualityModel(Protocol):
         """Run the verifiers, then the acceptor."""
         ...
 
+    def unverifiable(self, response_format: dict[str, Any]) -> str | None:
+        """Why no answer could be held to this format; None when one can."""
+        ...
+
     def choose(self, evidences: Sequence[DraftEvidence]) -> tuple[int, Verdict]:
         """Judge several candidates of one request: the best one's index and verdict, the first one's of equals."""
         ...

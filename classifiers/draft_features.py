@@ -16,6 +16,7 @@ from classifiers import conversation
 from classifiers.api import Check, DraftEvidence
 from classifiers.draft_text import TEXT, text_features
 from classifiers.labels import normalised
+from classifiers.tasks import Task
 from classifiers.working import bounded, numbers_in
 
 Vector = NDArray[np.float32]
@@ -44,18 +45,21 @@ def denoiser_features(evidence: DraftEvidence) -> Vector | None:
     """DENOISER, (len(DENOISER),), or None when the draft came without steps or entropies. Entropies and log-probabilities in nats."""
     if not evidence.steps or not evidence.token_entropy:
         return None
-    entropy = np.sort(np.asarray(evidence.token_entropy))[::-1]
-    logprob = np.sort(np.asarray(evidence.token_logprobs or (0.0,)))
+    rising = np.sort(np.asarray(evidence.token_entropy))
+    falling = rising[::-1]
+    entropy = falling.tolist()
+    logprobs = np.sort(np.asarray(evidence.token_logprobs or (0.0,)))
+    logprob = logprobs.tolist()
     tokens, last = len(entropy), len(entropy) - 1
     values = (
-        entropy.mean(),
+        falling.sum() / tokens,
         *(_at(entropy, share) for share in (0.5, 0.25, 0.1)),
         *(entropy[min(place, last)] for place in range(3)),
-        (entropy > 0.1).mean(),
-        (entropy > 0.01).mean(),
+        np.count_nonzero(rising > 0.1) / tokens,
+        np.count_nonzero(rising > 0.01) / tokens,
         logprob[0],
         _at(logprob, 0.1),
-        logprob.mean(),
+        logprobs.sum() / len(logprob),
         sum(evidence.steps) / len(evidence.steps),
         max(evidence.steps),
         sum(evidence.steps) / tokens,
@@ -123,13 +127,15 @@ OPTIONAL: dict[str, tuple[tuple[str, ...], Callable[[DraftEvidence], Vector | No
 SIZES = {"text": len(TEXT)} | {group: len(names) for group, (names, _) in OPTIONAL.items()}
 
 
-def draft_features(evidence: DraftEvidence, checks: Sequence[Check]) -> dict[str, Vector]:
-    """The groups that are there, "text" first, in the order of SIZES."""
+def draft_features(evidence: DraftEvidence, checks: Sequence[Check], task: Task | None = None) -> dict[str, Vector]:
+    """The groups that are there, "text" first, in the order of SIZES; the task is that of the evidence's messages."""
     found = {group: find(evidence) for group, (_, find) in OPTIONAL.items()}
-    return {"text": text_features(evidence, checks)} | {group: row for group, row in found.items() if row is not None}
+    return {"text": text_features(evidence, checks, task)} | {
+        group: row for group, row in found.items() if row is not None
+    }
 
 
-def _at(ordered: NDArray[np.float64], share: float) -> float:
+def _at(ordered: Sequence[float] | NDArray[np.float64], share: float) -> float:
     """The order statistic at a share of the way: an empirical quantile without interpolation."""
     return ordered[int(share * (len(ordered) - 1))]
 

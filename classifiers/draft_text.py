@@ -3,13 +3,14 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from classifiers import conversation
 from classifiers.api import Check, DraftEvidence
+from classifiers.tasks import Task
 from classifiers.verifiers import HINTS
 from classifiers.working import (
     ADDING,
@@ -17,13 +18,13 @@ from classifiers.working import (
     MULTIPLYING,
     TAKING,
     USUAL,
+    Given,
     Working,
     bounded,
     numbers_in,
-    percentages,
     rounded,
     sources,
-    spelled_in,
+    words_in,
     working,
 )
 
@@ -65,10 +66,11 @@ TEXT = (
     *(f"hint: {name}" for name in _HINTS),
 )
 
-_WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)?")
-_NAME = re.compile(r"(?<![.?!]\s)(?<!^)\b[A-Z][a-z]+")
+_NAME = re.compile(
+    r"[A-Z](?<!\w.)(?<![.?!]\s.)(?<!^.)[a-z]+"
+)  # not at a beginning; the set first, as in `conversation`
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_MARK = re.compile(r"####|\\boxed\b|\banswer(?:\s+is\b|\s*[:=])", re.IGNORECASE)
+_MARK = re.compile(r"(?=[#\\a])(?:####|\\boxed\b|\banswer(?:\s+is\b|\s*[:=]))", re.IGNORECASE)
 _LONG_DECIMAL = re.compile(r"\.\d{3,}|≈")
 _VARIABLE = re.compile(r"\b[A-Za-z] ?=|\b\d[A-Za-z]\b")
 _MONEY = re.compile(r"[$€£]|\b(?:cents?|dollars?|euros?|pounds?)\b", re.IGNORECASE)
@@ -93,21 +95,20 @@ _EMPTY_WORDS = frozenset((
 ))  # fmt: skip
 
 
-def text_features(evidence: DraftEvidence, checks: Sequence[Check]) -> NDArray[np.float32]:
+def text_features(evidence: DraftEvidence, checks: Sequence[Check], task: Task | None = None) -> NDArray[np.float32]:
     """TEXT of any draft, an empty one too; (len(TEXT),). Sizes are log(1 + n); what can't be said is -1."""
-    asked = conversation.task_of(evidence.messages)
+    task = task or Task(evidence.messages)
     text = bounded(evidence.text.strip())
-    words, asked_words = _WORD.findall(text.lower()), _WORD.findall(asked.lower())
-    given, done = numbers_in(asked), working(text)
+    words, done = words_in(text), working(text)
     values = [
         *_form(text, words),
-        *_relation(text, words, asked, asked_words),
-        *_numbers(done, given, asked_words),
-        *_steps(text, done, asked, given, asked_words),
-        *_answer(text, done, asked, given),
+        *_relation(text, words, task.text, task.words),
+        *_numbers(done, task.given),
+        *_steps(text, done, task.text, task.given),
+        *_answer(text, done, task.text, task.given),
         *_hints(checks),
     ]
-    return np.concatenate([conversation.counts(asked), np.array(values, np.float32)])
+    return np.concatenate([task.counts, np.array(values, np.float32)])
 
 
 def _form(text: str, words: list[str]) -> list[float]:
@@ -139,8 +140,8 @@ def _form(text: str, words: list[str]) -> list[float]:
 def _relation(text: str, words: list[str], asked: str, asked_words: list[str]) -> list[float]:
     said, wanted = set(words) - _EMPTY_WORDS, set(asked_words) - _EMPTY_WORDS
     question = _SENTENCE_END.split(asked.strip())[-1].lower()
-    end = set(_WORD.findall("\n".join(text.split("\n")[-2:]).lower()))
-    in_question = set(_WORD.findall(question)) - _EMPTY_WORDS
+    end = set(words if text.count("\n") < 2 else words_in("\n".join(text.split("\n")[-2:])))
+    in_question = set(words_in(question)) - _EMPTY_WORDS
     names = set(_NAME.findall(asked))
     return [
         math.log1p(len(words)) - math.log1p(len(asked_words)),
@@ -152,33 +153,31 @@ def _relation(text: str, words: list[str], asked: str, asked_words: list[str]) -
     ]
 
 
-def _numbers(done: Working, given: list[float], asked_words: list[str]) -> list[float]:
-    different = set(map(rounded, done.numbers))
-    asked, spelled = set(map(rounded, given)), spelled_in(asked_words)
-    left_out = sum(number not in different and percentages([number]).isdisjoint(different) for number in asked)
-    spelled_out = sum(value not in different and rounded(1 / value) not in different for value in set(spelled))
-    known = asked | set(spelled) | percentages(given) | USUAL | set(map(rounded, done.results))
+def _numbers(done: Working, given: Given) -> list[float]:
+    different, spelled = set(map(rounded, done.numbers)), set(given.spelled)
+    left_out = sum(number not in different and shares.isdisjoint(different) for number, shares in given.shares.items())
+    spelled_out = sum(value not in different and rounded(1 / value) not in different for value in spelled)
+    known = spelled.union(given.shares, given.percentages, USUAL, map(rounded, done.results))
     stray = len(different - known)
     return [
         math.log1p(len(done.numbers)),
         math.log1p(len(different)),
-        len(given),
-        len(spelled),
+        len(given.written),
+        len(given.spelled),
         left_out,
-        left_out / max(1, len(asked)),
+        left_out / max(1, len(given.shares)),
         spelled_out,
         stray,
         stray / max(1, len(different)),
     ]
 
 
-def _steps(text: str, done: Working, asked: str, given: list[float], asked_words: list[str]) -> list[float]:
-    spelled = spelled_in(asked_words)
-    wanted = set(map(rounded, given))
-    found = sources(done.sums, wanted | set(spelled) | percentages(given))
+def _steps(text: str, done: Working, asked: str, given: Given) -> list[float]:
+    found = sources(done.sums, given.percentages.union(given.shares, given.spelled))
     operands = [rounded(operand) for one in done.sums for operand in one.operands]
     operators, sums, used = len(done.operators), len(done.sums), set(operands)
-    unused = sum(number not in used and percentages([number]).isdisjoint(used) for number in wanted)
+    unused = sum(number not in used and shares.isdisjoint(used) for number, shares in given.shares.items())
+    asked_numbers = len(given.written) + len(given.spelled)
     fractional = sum(result % 1 > 0 for result in done.results)
     more, less = _MORE.findall(asked), _LESS.findall(asked)
     plus, minus = _signed(text)
@@ -194,8 +193,8 @@ def _steps(text: str, done: Working, asked: str, given: list[float], asked_words
         done.count(DIVIDING),
         done.count(TAKING) / max(1, operators),
         done.count(DIVIDING) / max(1, operators),
-        operators / (1 + len(given) + len(spelled)),
-        operators - len(given) - len(spelled),
+        operators / (1 + asked_numbers),
+        operators - asked_numbers,
         sums,
         done.notes - done.written,
         text.count("<<") - text.count(">>"),
@@ -207,8 +206,8 @@ def _steps(text: str, done: Working, asked: str, given: list[float], asked_words
         found.nowhere / max(1, len(operands)),
         found.unused_results,
         unused,
-        unused / max(1, len(wanted)),
-        sum(max(0, operands.count(number) - given.count(number)) for number in wanted),
+        unused / max(1, len(given.shares)),
+        sum(max(0, operands.count(number) - given.written.count(number)) for number in given.shares),
         len(more),
         len(less),
         sum(number not in plus for number in more),
@@ -216,7 +215,7 @@ def _steps(text: str, done: Working, asked: str, given: list[float], asked_words
     ]
 
 
-def _answer(text: str, done: Working, asked: str, given: list[float]) -> list[float]:
+def _answer(text: str, done: Working, asked: str, given: Given) -> list[float]:
     marks = list(_MARK.finditer(text))
     behind = text[marks[-1].end() :].split("\n")[0] if marks else ""
     marked = numbers_in(behind)
@@ -231,9 +230,9 @@ def _answer(text: str, done: Working, asked: str, given: list[float]) -> list[fl
         size,
         decimals,
         decimals * ("how many" in asked.lower()),
-        decimals * (not _MONEY.search(asked)),
-        size - math.log1p(max(given, default=0)),
-        size - math.log1p(min(given, default=0)),
+        0 if decimals == 0 or _MONEY.search(asked) else decimals,
+        size - math.log1p(max(given.written, default=0)),
+        size - math.log1p(min(given.written, default=0)),
         bool(done.results) and _same(answer, done.results[-1]),
         any(_same(answer, result) for result in done.results),
         _same(answer, done.sums[-1].result) if done.sums else -1,
@@ -255,8 +254,8 @@ def _signed(text: str) -> tuple[set[str], set[str]]:
     return plus, minus
 
 
-def _among(often: Counter[str], wanted: Iterable[str]) -> int:
-    return sum(often[word] for word in wanted)
+def _among(often: Counter[str], wanted: frozenset[str]) -> int:
+    return sum(often[word] for word in often.keys() & wanted)
 
 
 def _same(a: float, b: float) -> bool:

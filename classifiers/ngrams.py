@@ -15,8 +15,9 @@ MOST_BYTES = 1 << 16  # of a text; what comes behind is not read
 _LENGTH = 4
 
 _P = 0x9E3779B97F4A7C15
-_SPACE = np.zeros(256, dtype=bool)
-_SPACE[list(b" \t\n\r\x0b\x0c")] = True
+_CODES = np.arange(1, 257, dtype=np.uint64)  # b + 1
+_VISIBLE = np.ones(256, dtype=bool)
+_VISIBLE[list(b" \t\n\r\x0b\x0c")] = False
 _LETTER = np.array([byte >= 128 or chr(byte).isalnum() for byte in range(256)])
 
 
@@ -43,24 +44,28 @@ def ngrams(text: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """
     data = np.frombuffer(f" {text} ".encode(errors="replace")[:MOST_BYTES], np.uint8)
     sums = np.zeros(len(data) + 1, np.uint64)
-    np.cumsum((data.astype(np.uint64) + np.uint64(1)) * _POWERS[: len(data)], out=sums[1:])
-    letter, space = _LETTER[data], _SPACE[data]
-    inside = letter[1:] & letter[:-1]  # two neighbours in one word
-    starts = np.flatnonzero(~space & ~np.concatenate([[False], inside]))
-    ends = np.flatnonzero(~space & ~np.concatenate([inside, [False]])) + 1
-    words = (sums[ends] - sums[starts]) * _INVERSES[starts]
+    np.cumsum(_CODES.take(data) * _POWERS[: len(data)], out=sums[1:])
+    letter, visible = _LETTER.take(data), _VISIBLE.take(data)
+    apart = np.ones(len(data) + 1, dtype=bool)  # before each byte, and behind the last: no word goes on here
+    np.logical_not(letter[1:] & letter[:-1], out=apart[1:-1])
+    starts = (visible & apart[:-1]).nonzero()[0]
+    lasts = (visible & apart[1:]).nonzero()[0]
+    words = (sums[1:].take(lasts) - sums.take(starts)) * _INVERSES.take(starts)
     pairs = words[:-1] * _PAIR + words[1:]
-    whole = np.flatnonzero(~(space[1:-2] | space[2:-1]))
-    fours = (sums[whole + _LENGTH] - sums[whole]) * _INVERSES[whole]
-    families = (words, pairs, fours)
-    columns = [(_mixed(found) >> np.uint64(64 - BITS)).astype(np.int64) for found in families]
-    for family, found in enumerate(columns):
-        found += family << BITS
-    values = [np.full(len(found), len(found) ** -0.5 if len(found) else 0.0, np.float32) for found in columns]
-    return np.concatenate(columns), np.concatenate(values)
+    whole = (visible[1:-2] & visible[2:-1]).nonzero()[0]
+    fours = (sums[_LENGTH:].take(whole) - sums.take(whole)) * _INVERSES.take(whole)
+    sizes = [len(words), len(pairs), len(fours)]
+    columns = _mixed(
+        np.concatenate([words, pairs, fours])
+    )  # at once: on a short text a call of numpy costs more than its work
+    columns[sizes[0] :] += 1 << BITS
+    columns[sizes[0] + sizes[1] :] += 1 << BITS
+    weights = np.array([size**-0.5 if size else 0.0 for size in sizes], np.float32)
+    return columns, weights.repeat(sizes)
 
 
-def _mixed(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mixed(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Their columns within a family."""
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
+    return ((hashes ^ (hashes >> np.uint64(31))) >> np.uint64(64 - BITS)).astype(np.int64)

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from classifiers import artifact
 from classifiers.api import ArtifactError, Check, DraftEvidence, Verdict
 from classifiers.draft_features import SIZES, VERSION, Vector, draft_features
-from classifiers.forest import Forest
-from classifiers.tasks import TYPES, task_type
+from classifiers.forest import Forest, Walker
+from classifiers.tasks import TYPES, Task
 from classifiers.verifiers import verify
+from classifiers.verifiers.json_format import unverifiable
 
 KIND = "draftgate-acceptor"
 
@@ -38,11 +39,6 @@ class GroupModel(NamedTuple):
     forest: Forest
     calibration: NDArray[np.float32]  # (len(TYPES), 2): slope, offset
 
-    def probability(self, x: Vector, task: str) -> float:
-        """P(the draft is good), 0..1, of one row of features."""
-        slope, offset = self.calibration[TYPES.index(task)].tolist()
-        return artifact.sigmoid(slope * log_odds(self.forest.mean(x), len(self.forest.roots)) + offset)
-
 
 class Acceptor:
     """P(a draft is good), whatever is known of it."""
@@ -52,6 +48,7 @@ class Acceptor:
         order = list(SIZES)
         ranked = sorted(models, key=lambda groups: (-len(groups), [order.index(group) for group in groups]))
         self._models = {groups: models[groups] for groups in ranked}  # those that use the most first
+        self._walkers = {groups: Walker(model.forest) for groups, model in self._models.items()}
         self.version = version
 
     @classmethod
@@ -76,26 +73,38 @@ class Acceptor:
         }
         artifact.save(folder, KIND, VERSION, tensors, card)
 
-    def judge(self, evidence: DraftEvidence) -> Verdict:
-        """Run the verifiers, then the acceptor; a decisive check that failed makes the quality 0."""
-        checks = verify(evidence)
-        verdict = Verdict(quality=0.0, checks=checks)
-        return verdict if verdict.failed else replace(verdict, quality=self.quality(evidence, checks))
+    def judge(self, evidence: DraftEvidence, task: Task | None = None) -> Verdict:
+        """Run the verifiers, then the acceptor; a decisive check that failed makes the quality 0.
 
-    def quality(self, evidence: DraftEvidence, checks: Sequence[Check]) -> float:
+        Args:
+            evidence: of the draft.
+            task: of the evidence's messages, where several drafts share it.
+        """
+        task = task or Task(evidence.messages)
+        checks = verify(evidence, task)
+        verdict = Verdict(quality=0.0, checks=checks)
+        return verdict if verdict.failed else replace(verdict, quality=self.quality(evidence, checks, task))
+
+    def quality(self, evidence: DraftEvidence, checks: Sequence[Check], task: Task) -> float:
         """P(the draft is good), 0..1, of a draft that passed every decisive check."""
-        return self.probability(draft_features(evidence, checks), task_type(evidence.messages))
+        return self.probability(draft_features(evidence, checks, task), task.type)
+
+    def unverifiable(self, response_format: dict[str, Any]) -> str | None:
+        """Why no answer could be held to this format; None when one can."""
+        return unverifiable(response_format)
 
     def choose(self, evidences: Sequence[DraftEvidence]) -> tuple[int, Verdict]:
         """The best of several candidates of one request: its index and verdict, the first one's of equals.
 
-        A candidate without `others` is given the texts of all the rest. Raises ValueError: no candidates.
+        A candidate without `others` is given the texts of all the rest. What the request asks is read once, of the first one's
+        messages. Raises ValueError: no candidates.
         """
         if not evidences:
             raise ValueError("expected at least one candidate, got none")
+        task = Task(evidences[0].messages)
         texts = [evidence.text for evidence in evidences]
         verdicts = [
-            self.judge(evidence if evidence.others else replace(evidence, others=(*texts[:at], *texts[at + 1 :])))
+            self.judge(evidence if evidence.others else replace(evidence, others=(*texts[:at], *texts[at + 1 :])), task)
             for at, evidence in enumerate(evidences)
         ]
         best = max(range(len(verdicts)), key=lambda at: verdicts[at].quality)
@@ -109,7 +118,10 @@ class Acceptor:
     def probability(self, features: Mapping[str, Vector], task: str) -> float:
         """P(the draft is good), 0..1, from its groups of features and its task type."""
         groups = self.groups_used(features)
-        return self._models[groups].probability(np.concatenate([features[group] for group in groups]), task)
+        model, walker = self._models[groups], self._walkers[groups]
+        share = walker.mean(np.concatenate([features[group] for group in groups]))
+        slope, offset = model.calibration[TYPES.index(task)].tolist()
+        return artifact.sigmoid(slope * log_odds(share, len(model.forest.roots)) + offset)
 
 
 def log_odds(share: float | NDArray[np.float64], trees: int) -> Any:

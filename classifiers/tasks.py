@@ -1,10 +1,18 @@
-"""What kind of task a request is, told from a few marks of its text: good enough to calibrate by, not to route by."""
+"""What a request asks, read once for all that look at it, and of what kind it is."""
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from classifiers.conversation import task_of
+import numpy as np
+from numpy.typing import NDArray
+
+from classifiers.api import Constraint
+from classifiers.asked import read_constraints
+from classifiers.conversation import counts, task_of
+from classifiers.working import Given, given, words_in
 
 TYPES = ("choice", "code", "structured", "math", "lookup", "chat")
 
@@ -30,17 +38,53 @@ _LEAST_OPTIONS = 3
 _LEAST_NUMBERS = 2
 
 
-def task_type(messages: Sequence[Mapping[str, Any]]) -> str:
-    """One of TYPES, of what a conversation asks now.
+@dataclass(frozen=True)
+class Task:
+    """What a conversation asks now. Each part is read when it is first wanted, and kept: the drafts of a request share one."""
+
+    messages: Sequence[Mapping[str, Any]]
+
+    @cached_property
+    def text(self) -> str:
+        """What is asked, of what the conversation holds: `conversation.task_of`."""
+        return task_of(self.messages)
+
+    @cached_property
+    def counts(self) -> NDArray[np.float32]:
+        """`conversation.counts` of the text."""
+        return counts(self.text)
+
+    @cached_property
+    def words(self) -> list[str]:
+        """`working.words_in` of the text."""
+        return words_in(self.text)
+
+    @cached_property
+    def given(self) -> Given:
+        """`working.given` of the text and its words."""
+        return given(self.text, self.words)
+
+    @cached_property
+    def type(self) -> str:
+        """`task_type` of the text."""
+        return task_type(self.text)
+
+    @cached_property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """What the conversation asks of its answer's form."""
+        return read_constraints(self.messages)
+
+
+def task_type(asked: str) -> str:
+    """One of TYPES, told from a few marks of what is asked: good enough to calibrate by, not to route by.
 
     The first that fits: "choice" lists options A, B, C; "code" holds some, names a programming language or asks for a program;
     "structured" names a format of data; "math" has two numbers and asks for a quantity, or a sum; "lookup" is a short question;
     all else is "chat".
     """
-    asked = task_of(messages)
     lower = asked.lower()
     words = set(_WORD.findall(lower))
-    if len(set(_OPTION.findall(lower))) >= _LEAST_OPTIONS:
+    if lower.count("\n") + 1 >= _LEAST_OPTIONS and len(set(_OPTION.findall(lower))) >= _LEAST_OPTIONS:
         return "choice"
     if "```" in asked or words & _LANGUAGES or (words & _PROGRAMMING and words & _PROGRAMS):
         return "code"

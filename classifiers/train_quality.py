@@ -23,7 +23,7 @@ from classifiers.evaluation import calibration, duplicate_key
 from classifiers.forest import Forest
 from classifiers.outcomes import Outcome, OutcomesError
 from classifiers.quality import Acceptor, GroupModel, Groups, log_odds
-from classifiers.tasks import TYPES, task_type
+from classifiers.tasks import TYPES, Task
 from classifiers.verifiers import verify
 
 TREES = 300
@@ -129,7 +129,7 @@ def _drafts(outcomes: Sequence[Outcome], progress: bool) -> _Drafts:
         features.append(draft_features(outcome.draft, checks))
         good.append(outcome.draft_right)
         rejected.append(any(check.decisive and not check.passed for check in checks))
-        tasks.append(task_type(outcome.messages))
+        tasks.append(Task(outcome.messages).type)
         prompts.append(numbers.setdefault(duplicate_key(outcome), len(numbers)))
     drafts = _Drafts(
         features, np.array(good, bool), np.array(rejected, bool), np.array(tasks, str), np.array(prompts, np.intp)

@@ -12,7 +12,8 @@ USUAL = frozenset(map(float, (*range(1, 13), 24, 30, 52, 60, 100, 365, 1000))) |
 ADDING, TAKING, MULTIPLYING, DIVIDING = "+", "-−\u2013", "*x×", "/÷"
 
 _AMOUNT = r"\d[\d,]{0,15}(?:\.\d{1,12})?"
-_NUMBER = re.compile(rf"(?<![\w.])[$€£]?({_AMOUNT}|\.\d{{1,12}})")
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)?")
+_NUMBER = re.compile(rf"(?=[\d$€£.])(?<![\w.])[$€£]?({_AMOUNT}|\.\d{{1,12}})")  # the look ahead is the quicker one
 _OPERATOR = r"(?:\\?[*x×]|\\times|\\div|[+\-−\u2013/÷])"
 # No two parts that follow each other may match the same characters: a sum without "=" would take exponential time.
 _CURRENCY = r"(?:[$€£(]\s?)?"
@@ -37,6 +38,15 @@ class Sum(NamedTuple):
 
     operands: tuple[float, ...]
     result: float
+
+
+class Given(NamedTuple):
+    """The numbers that a request gives."""
+
+    written: list[float]  # in digits, as they stand
+    spelled: list[float]
+    shares: dict[float, set[float]]  # of each that is written, rounded: what it may become as a percentage
+    percentages: set[float]  # of all that are written
 
 
 class Working(NamedTuple):
@@ -70,14 +80,26 @@ def bounded(text: str) -> str:
     return text if len(text) <= MOST_CHARS else f"{text[:half]}\n{text[-half:]}"
 
 
+def words_in(text: str) -> list[str]:
+    """Every word in small letters: letters, and an apostrophe between them."""
+    return _WORD.findall(text.lower())
+
+
 def numbers_in(text: str) -> list[float]:
     """Every number that is written in digits, without its sign; 1,000 is one number."""
-    return [_value(match[1]) for match in _NUMBER.finditer(text)]
+    return [_value(number) for number in _NUMBER.findall(text)]
 
 
 def spelled_in(words: Iterable[str]) -> list[float]:
     """What words like "three", "twice" and "dozen" stand for; a third, which divides by three, is 3."""
     return [_SPELLED[word] for word in words if word in _SPELLED]
+
+
+def given(text: str, words: Iterable[str]) -> Given:
+    """Read the numbers of a request: of its text, and of its words those that stand for one."""
+    written = numbers_in(text)
+    shares = {number: percentages([number]) for number in map(rounded, written)}
+    return Given(written, spelled_in(words), shares, percentages(written))
 
 
 def working(text: str) -> Working:

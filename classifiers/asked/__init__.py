@@ -60,9 +60,8 @@ def _read(request: Request) -> Iterator[Constraint]:
 
 
 def _found(request: Request) -> Iterator[tuple[Constraint, Span]]:
-    plain = request.plain
     for family in _FAMILIES:
-        if any(hint in plain for hint in family.HINTS):
+        if request.holds(*family.HINTS):
             for constraint in family.read(request):
                 if constraint.span and not _CONDITION.search(request.before(constraint.span[0])):
                     yield constraint, constraint.span

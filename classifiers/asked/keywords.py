@@ -58,6 +58,8 @@ _REACH = 70  # characters behind the words in which "at least twice" belongs to 
 
 def read(request: Request) -> Iterator[Constraint]:
     """Words that are named or quoted, with how often; letters with how often."""
+    if not request.holds("word", "phrase", "term", "item", "letter", "hashtag", '"'):
+        return
     times = list(amounts(request, _TIMES)) if _TIMES.search(request.plain) else []
     yield from _letters(request, times)
     for match in (*_NAMED.finditer(request.plain), *_DIRECT.finditer(request.plain)):

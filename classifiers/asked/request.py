@@ -19,7 +19,7 @@ _WORKED_ON = (
     r"conversation|pitch|copy|statement|note|report|message|poem|lyrics|summary|description|excerpt|data|input)s?"
 )
 _PASTED = re.compile(
-    rf"(?:\b(?:following|below|this|these)\s+(?:\w+\s+){{0,2}}{_WORKED_ON}\b[^:.\n]{{0,40}}|^[ \t]*{_WORKED_ON}[ \t]*)"
+    rf"(?:(?=[fbt])\b(?:following|below|this|these)\s+(?:\w+\s+){{0,2}}{_WORKED_ON}\b[^:.\n]{{0,40}}|^[ \t]*{_WORKED_ON}[ \t]*)"
     r":(?!\s*[\"'\u201c\u2018])",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -44,6 +44,10 @@ class Request:
             small = "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in self.text)
         return self._blanked(small)
 
+    def holds(self, *signs: str) -> bool:
+        """Does one of these stand anywhere? A question that costs next to nothing, before patterns are tried that need one of them."""
+        return any(map(self.plain.__contains__, signs))
+
     def before(self, at: int, limit: int = 80) -> str:
         """What stands before a place in its sentence."""
         part = self.plain[max(0, at - limit) : at]
@@ -66,10 +70,12 @@ class Request:
         return Constraint(kind=kind, args={name: value for name, value in args.items() if value is not None}, span=span)
 
     def _blanked(self, small: str) -> str:
-        letters = list(small)
-        for start, end in [*_fenced(small), *_tagged(small), *_pasted(small), *self.hidden]:
-            letters[start:end] = BLANK * (end - start)
-        joined = "".join(letters)
+        joined = small
+        if spans := [*_fenced(small), *_tagged(small), *_pasted(small), *self.hidden]:
+            letters = list(small)
+            for start, end in spans:
+                letters[start:end] = BLANK * (end - start)
+            joined = "".join(letters)
         if '"' in joined or "“" in joined or "”" in joined:
             joined = _DOUBLE_QUOTED.sub(_hollow, joined)
         if "'" in joined or "\u2018" in joined or "`" in joined:

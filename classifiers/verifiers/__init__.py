@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from classifiers.api import Check, DraftEvidence
-from classifiers.asked import read_constraints
+from classifiers.tasks import Task
 from classifiers.verifiers.arithmetic import arithmetic
 from classifiers.verifiers.code import code
 from classifiers.verifiers.constraints import CONSTRAINTS, check
@@ -39,15 +39,19 @@ VERIFIERS: dict[str, Callable[[DraftEvidence], Problem | None]] = {
 HINTS = frozenset(("refusal", "copied", "numbers"))  # a good draft may fail them; every other check is decisive
 
 
-def verify(evidence: DraftEvidence) -> tuple[Check, ...]:
+def verify(evidence: DraftEvidence, task: Task | None = None) -> tuple[Check, ...]:
     """One check for each verifier, in their order, then one for each constraint that the conversation states.
 
     A verifier that breaks is logged and its check left out: nothing is known then, and the acceptor copes with that.
+
+    Args:
+        evidence: of the draft.
+        task: of the evidence's messages, where several drafts share it.
     """
-    return tuple(_checks(evidence))
+    return tuple(_checks(evidence, task or Task(evidence.messages)))
 
 
-def _checks(evidence: DraftEvidence) -> Iterator[Check]:
+def _checks(evidence: DraftEvidence, task: Task) -> Iterator[Check]:
     for name, verifier in VERIFIERS.items():
         try:
             problem = verifier(evidence)
@@ -57,8 +61,7 @@ def _checks(evidence: DraftEvidence) -> Iterator[Check]:
         reason, span = problem or ("", None)
         yield Check(verifier=name, passed=problem is None, reason=reason, span=span, decisive=name not in HINTS)
     try:
-        asked = read_constraints(evidence.messages)
-        found = [check(evidence.text, constraint) for constraint in asked]
+        found = [check(evidence.text, constraint) for constraint in task.constraints]
     except Exception:
         logger.exception("the conversation's constraints could not be checked; they are left out")
         return

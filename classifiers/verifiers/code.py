@@ -57,6 +57,8 @@ def code(evidence: DraftEvidence) -> Problem | None:
     calls so, output, documentation's signatures, Python 2, a diff, code that the request brought along, and what is beyond the
     limits of size and time.
     """
+    if "```" not in evidence.text and "~~~" not in evidence.text:
+        return None
     try:
         return _code(evidence)
     except OutOfTime:

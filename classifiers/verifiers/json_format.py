@@ -23,8 +23,8 @@ _ONE_QUANTIFIER = re.compile(r"[^*+?{}()|]*(?:[*+?]|\{\d+,?\d*\})?[^*+?{}()|]*")
 def json_format(evidence: DraftEvidence) -> Problem | None:
     """The whole answer is one JSON value (RFC 8259): an object for "json_object", a valid one for "json_schema".
 
-    Validates with `jsonschema` by the schema's own dialect, 2020-12 where it names none; `format` is an annotation. What is
-    no fault of the draft is not checked: an invalid schema, an unknown dialect, a reference out of the schema (nothing is
+    Validates with `jsonschema` by the schema's own dialect, 2020-12 where it names none; `format` is an annotation. A format is a
+    promise, so what can't be checked fails: an invalid schema, an unknown dialect, a reference out of the schema (nothing is
     ever fetched), work beyond the limits above. Source: OpenAI API reference, `response_format`.
     """
     asked = evidence.response_format or {}
@@ -41,11 +41,31 @@ def json_format(evidence: DraftEvidence) -> Problem | None:
         return Problem("expected JSON, got nesting beyond every limit")
     if asked["type"] == "json_object":
         return None if isinstance(value, dict) else Problem(f"expected a JSON object, got {_kind(value)}")
-    named = asked.get("json_schema")
-    schema = named.get("schema") if isinstance(named, dict) else None
-    if not isinstance(schema, dict) or len(evidence.text) > LONGEST_CHARS:
+    if len(evidence.text) > LONGEST_CHARS:
+        return Problem(f"expected at most {LONGEST_CHARS} characters to check, got {len(evidence.text)}")
+    if why := unverifiable(asked):
+        return Problem(why)
+    return _invalid(value, asked["json_schema"]["schema"])
+
+
+def unverifiable(response_format: dict[str, Any]) -> str | None:
+    """Why no answer could be held to a format; None when one can. Not all can be told beforehand: a check may still take too much."""
+    if response_format.get("type") != "json_schema":
         return None
-    return _invalid(value, schema)
+    named = response_format.get("json_schema")
+    schema = named.get("schema") if isinstance(named, dict) else None
+    if not isinstance(schema, dict):
+        return "expected json_schema.schema, an object"
+    try:
+        encoded = json.dumps(schema)
+        if len(encoded) > LONGEST_CHARS:
+            return f"expected a schema of at most {LONGEST_CHARS} characters, got {len(encoded)}"
+        if _dialect(encoded) is None:
+            return "expected a valid JSON Schema of one known dialect, whose patterns can be checked in bounded time"
+        outward = any(name in ("$ref", "$dynamicRef") and not to.startswith("#") for name, to in _named(schema))
+    except RecursionError:
+        return "expected a schema that isn't nested beyond every limit"
+    return "expected references within the schema only: nothing is fetched" if outward else None
 
 
 def _no_number(name: str) -> None:
@@ -73,17 +93,14 @@ def _invalid(value: object, schema: dict[str, Any]) -> Problem | None:
     from referencing.exceptions import Unresolvable
 
     try:
-        encoded = json.dumps(schema)
-        dialect = _dialect(encoded) if len(encoded) <= LONGEST_CHARS else None
-        if dialect is None:
-            return None
+        dialect = _dialect(json.dumps(schema))
         bare = {
             name: part for name, part in schema.items() if name != "$schema"
         }  # by which jsonschema leaves the dialect
         validator = _bounded(dialect)(bare, registry=Registry())
         error = best_match(islice(validator.iter_errors(value), 20))
     except (_TooMuch, RecursionError, Unresolvable):
-        return None
+        return Problem("expected a schema that can be checked in bounded time, all its references within it")
     if error is None:
         return None
     message = error.message

@@ -13,7 +13,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 from classifiers.api import ArtifactError, DraftEvidence, RefinerScore
 from classifiers.draft_features import SIZES, VERSION
 from classifiers.evaluation import calibration
-from classifiers.forest import Forest
+from classifiers.forest import Forest, Walker
 from classifiers.outcomes import Outcome, OutcomesError
 from classifiers.quality import Acceptor, GroupModel, log_odds
 from classifiers.tasks import TYPES
@@ -144,9 +144,9 @@ def test_candidates_are_told_of_each_other():
     told = []
 
     class Listening(Acceptor):
-        def judge(self, evidence):
+        def judge(self, evidence, task=None):
             told.append((evidence.text, evidence.others))
-            return super().judge(evidence)
+            return super().judge(evidence, task)
 
     messages = ({"role": "user", "content": "And?"},)
     drafts = [DraftEvidence(messages=messages, text=text) for text in ("a", "b", "a")]
@@ -186,7 +186,7 @@ def test_an_exported_forest_is_scikit_learns():
     y = (x[:, 0] + x[:, 1] * x[:, 2] > 0) ^ (rng.random(400) < 0.1)
     trees = ExtraTreesClassifier(30, min_samples_leaf=3, bootstrap=True, random_state=0).fit(x, y)
     forest = _exported(trees).checked(6)
-    assert [forest.mean(row) for row in x] == pytest.approx(trees.predict_proba(x)[:, 1], abs=1e-6)
+    assert [Walker(forest).mean(row) for row in x] == pytest.approx(trees.predict_proba(x)[:, 1], abs=1e-6)
 
 
 def test_out_of_fold_qualities_are_those_of_models_that_did_not_see_the_row(outcomes):

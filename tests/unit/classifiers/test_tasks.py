@@ -2,7 +2,7 @@
 
 import pytest
 
-from classifiers.tasks import TYPES, task_type
+from classifiers.tasks import TYPES, Task, task_type
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from classifiers.tasks import TYPES, task_type
     ],
 )
 def test_a_task_is_told_by_its_marks(asked, expected):
-    assert task_type([{"role": "user", "content": asked}]) == expected
+    assert task_type(asked) == expected
     assert expected in TYPES
 
 
@@ -32,10 +32,10 @@ def test_what_is_asked_now_decides_and_not_the_system_prompt():
     earlier = {"role": "user", "content": "Fix the bug in this function of mine, it fails on empty lists."}
     answer = {"role": "assistant", "content": "Done."}
     last = {"role": "user", "content": "How tall is the highest mountain of the continent, please?"}
-    assert task_type([system, earlier, answer, last]) == "lookup"
+    assert Task([system, earlier, answer, last]).type == "lookup"
 
 
 def test_a_short_consent_belongs_to_the_task_before_it():
     asked = {"role": "user", "content": "Write a script that renames all files of a folder."}
     plan = {"role": "assistant", "content": "I would list them, then rename each. Shall I?"}
-    assert task_type([asked, plan, {"role": "user", "content": "yes, do it"}]) == "code"
+    assert Task([asked, plan, {"role": "user", "content": "yes, do it"}]).type == "code"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classifiers import verifiers
+from classifiers import tasks
 from classifiers.api import DraftEvidence
 from classifiers.verifiers import CONSTRAINTS, HINTS, VERIFIERS, verify
 from classifiers.verifiers.problem import Problem
@@ -67,7 +67,7 @@ def test_constraints_that_break_are_logged_and_left_out(monkeypatch, caplog):
     def broken(_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(verifiers, "read_constraints", broken)
+    monkeypatch.setattr(tasks, "read_constraints", broken)
     with caplog.at_level(logging.ERROR, "draftgate"):
         names = [check.verifier for check in verify(evidence("Fine.", "In one sentence, please."))]
     assert names == list(VERIFIERS)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from classifiers.api import DraftEvidence
-from classifiers.verifiers.json_format import json_format
+from classifiers.verifiers.json_format import json_format, unverifiable
 from classifiers.verifiers.problem import Problem
 
 MUG = {
@@ -108,8 +108,8 @@ def test_no_reference_is_ever_fetched(monkeypatch):
 
     monkeypatch.setattr(socket, "socket", no_network)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    assert problem_of("1", {"$ref": "http://example.org/schema.json"}) is None
-    assert problem_of("1", {"$ref": "file:///etc/hostname"}) is None
+    assert "within the schema" in fault("1", {"$ref": "http://example.org/schema.json"}).reason
+    assert "within the schema" in fault("1", {"$ref": "file:///etc/hostname"}).reason
 
 
 def doubling(depth):
@@ -158,8 +158,22 @@ def nested(depth):
          "true", "no schema", "text", "doubling", "doubling by dependents", "nested", "slow pattern", "slow name",
          "too long"],
 )  # fmt: skip
-def test_what_is_no_fault_of_the_draft_is_not_checked(text, schema):
-    assert problem_of(text, schema) is None
+def test_what_can_not_be_checked_is_not_promised(text, schema):
+    assert problem_of(text, schema) is not None
+
+
+def test_a_format_that_no_answer_could_be_held_to_is_told_beforehand():
+    def told(schema):
+        return unverifiable({"type": "json_schema", "json_schema": {"name": "mug", "schema": schema}})
+
+    assert unverifiable({"type": "json_object"}) is None
+    assert (
+        told({"type": "object", "properties": {"x": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"type": "string"}}}) is None
+    )
+    assert "an object" in (told(True) or "")
+    assert "JSON Schema" in (told({"type": "mug"}) or "")
+    assert "nothing is fetched" in (told({"$ref": "http://example.org/schema.json"}) or "")
+    assert "nested" in (told(nested(3000)) or "")
 
 
 def test_many_items_are_compared_in_linear_work():
