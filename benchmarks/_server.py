@@ -22,8 +22,9 @@ def running_server(settings: Mapping[str, str], ready_within_s: float = 120) -> 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, **settings, "DRAFTGATE_SERVER__PORT": str(port)}
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
+        own = {"DRAFTGATE_SERVER__DATA_DIR": folder, "DRAFTGATE_SERVER__PORT": str(port)}
+        environment = {**os.environ, **own, **settings}
         process = subprocess.Popen(
             [sys.executable, "-m", "router"], env=environment, stdout=output, stderr=subprocess.STDOUT
         )
