@@ -11,6 +11,8 @@ from router.version import version
 
 COMMANDS = {
     "serve": ("router.server", "run the gateway"),
+    "keys": ("router.keys", "make, list and revoke API keys"),
+    "batch": ("router.batch", "answer a file of requests"),
     "plan": ("router.plan", "tell whether two models fit a GPU"),
     "train": ("classifiers.train", "train the classifiers on labelled outcomes"),
     "calibrate": ("classifiers.calibrate", "set the acceptance threshold to a quality target"),

@@ -7,7 +7,7 @@ alone: Kubernetes injects `DRAFTGATE_SERVICE_HOST` and the like into pods.
 import re
 import tomllib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -31,10 +31,15 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080  # 0: any free port
-    request_timeout_s: Seconds = 60.0  # from arrival to the last token
+    workers: Count = 1  # processes, each with engines of its own; more than one needs a Redis
+    data_dir: str = ".draftgate"  # files and batches; keys too, where there is no Redis
+    request_timeout_s: Seconds = 60.0  # from arrival to the last token; a request may ask for less
+    body_timeout_s: Seconds = 15.0  # for a request's body to arrive
     drain_timeout_s: Count = 45  # running requests may take this long after SIGTERM
     max_body_bytes: Count = 1_000_000
     max_prompt_chars: Count = 64_000  # all messages of a request together
+    max_requests: Count = 256  # under way at once; the next one is refused
+    max_pending_tokens: Count = 200_000  # of the prompts of all requests under way, at 4 characters a token
 
 
 class RedisSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,9 +53,44 @@ class RedisSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class CacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Answers to repeated questions."""
 
+    keep: Literal["deterministic", "all", "nothing"] = (
+        "deterministic"  # answers that would come out the same again; a request may say otherwise
+    )
     ttl_s: Count = 3600
     max_entry_bytes: Count = 64_000  # longer answers are not kept
     local_bytes: Count = 8_000_000  # kept in this process besides Redis
+
+
+class KeySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """API keys. None is needed on a loopback address as long as there is none."""
+
+    env: str = "DRAFTGATE_API_KEY"  # the environment variable with a key without limits; unset: there is none
+    refresh_s: Seconds = 1.0  # how soon a change of keys is known to every gateway
+
+
+class ImageSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Images that a message gives by their address."""
+
+    fetch: bool = False  # whether the gateway fetches them; else they must come inside the request
+    hosts: tuple[str, ...] = ()  # that may be fetched from; empty: any public one
+    max_bytes: Count = 10_000_000  # of all images of a request
+    timeout_s: Seconds = 5.0  # for all of them
+
+
+class BatchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Requests that nobody waits for."""
+
+    max_running: Count = 32  # requests of all batches in the engines at once
+    max_file_bytes: Count = 100_000_000
+    keep_days: Count = 30  # files and batches, then they are deleted
+
+
+class PrivacySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is kept of what people say."""
+
+    keep_text: bool = False  # the last turn and the answer in the decision stream, redacted
+    text_chars: Count = 500  # of each
+    keep_hours: Count = 24  # decisions, and with them such texts
 
 
 class ClassifierSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,6 +107,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     redis: RedisSettings = RedisSettings()
     cache: CacheSettings = CacheSettings()
     policy: Policy = Policy()
+    keys: KeySettings = KeySettings()
+    images: ImageSettings = ImageSettings()
+    batch: BatchSettings = BatchSettings()
+    privacy: PrivacySettings = PrivacySettings()
     draft: DraftSettings = DraftSettings()
     refine: RefineSettings = RefineSettings()
     classifiers: ClassifierSettings = ClassifierSettings()

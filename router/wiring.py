@@ -19,6 +19,7 @@ from diffusion_engine import memory as draft_memory
 from diffusion_engine.engine import DiffusionEngine
 from diffusion_engine.remote import RemoteDraftEngine
 from engine_core.device import here
+from engine_core.loop import Company
 from engine_core.memory import Device, Memory
 from router import plan
 from router.app import Parts
@@ -56,9 +57,10 @@ def build(settings: Settings, device: Device | None = None) -> Parts:
         settings = plan.admit(settings, found, device)
     draft = msgspec.structs.replace(settings.draft, model=_place("draft", settings.draft.model))
     refine = msgspec.structs.replace(settings.refine, model=_place("refine", settings.refine.model))
+    company = Company()
     return Parts(
-        draft=RemoteDraftEngine(draft) if draft.upstream.base_url else DiffusionEngine(draft),
-        refine=RemoteEngine(refine) if refine.upstream.base_url else AutoregressiveEngine(refine),
+        draft=RemoteDraftEngine(draft) if draft.upstream.base_url else DiffusionEngine(draft, company=company),
+        refine=RemoteEngine(refine) if refine.upstream.base_url else AutoregressiveEngine(refine, company=company),
         complexity=Complexity.load(_place("complexity", settings.classifiers.complexity)),
         quality=Acceptor.load(_place("quality", settings.classifiers.quality)),
         revision=revision(draft.model, refine.model),

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +14,13 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
-import uvicorn
 
 # Before any kernel is imported: without a GPU, tests run the Triton kernels through Triton's interpreter.
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from router.app import Parts, create_app
+from router.connections import Server
 from router.server import server_config
 from router.settings import RedisSettings, ServerSettings, Settings
 from tests.fakes import FakeComplexity, FakeDraftEngine, FakeQuality, FakeRefineEngine
@@ -105,18 +106,24 @@ class Gateway:
     settings: Settings = field(default_factory=Settings)
     draft: FakeDraftEngine = field(default_factory=FakeDraftEngine)
     refine: FakeRefineEngine = field(default_factory=FakeRefineEngine)
+    environ: dict[str, str] = field(default_factory=dict)  # of the gateway
 
     def start(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        server_settings = msgspec.structs.replace(self.settings.server, port=0)
+        if server_settings.data_dir == ServerSettings().data_dir:
+            server_settings = msgspec.structs.replace(server_settings, data_dir=self._folder.name)
+        settings = msgspec.structs.replace(self.settings, server=server_settings)
         parts = Parts(
             draft=self.draft,
             refine=self.refine,
             complexity=FakeComplexity(),
             quality=FakeQuality(),
         )
-        server_settings = msgspec.structs.replace(self.settings.server, port=0)
-        config = server_config(create_app(self.settings, parts), server_settings)
+        config = server_config(create_app(settings, parts, self.environ), server_settings)
         self._socket = config.bind_socket()
-        self._server = uvicorn.Server(config)
+        self._server = Server(config)
+        self._server.linger_s = 0.0
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
         self._thread.start()
         eventually(lambda: self._server.started)
@@ -132,6 +139,7 @@ class Gateway:
         self._thread.join(HANG_S)
         self._socket.close()
         self.http.close()
+        self._folder.cleanup()
         assert not self._thread.is_alive(), "the server did not stop"
 
     @property

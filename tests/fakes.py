@@ -10,6 +10,7 @@ from typing import Any
 from ar_engine import api as ar
 from classifiers.api import Check, DraftEvidence, Verdict
 from diffusion_engine import api as diffusion
+from router.serving.messages import text_of
 
 HANG = object()  # scripted: never answer
 FINGERPRINT = "fake-tokenizer"
@@ -33,6 +34,19 @@ def draft_result(text: str, **changes: Any) -> diffusion.DraftResult:
     return diffusion.DraftResult(**fields | changes)
 
 
+def question_of(request: diffusion.DraftRequest | ar.RefineRequest) -> str:
+    """The text of the last turn."""
+    return text_of(request.messages[-1].get("content"))
+
+
+def logprobs_of(token: str, alternatives: int | None) -> tuple[ar.TokenLogprob, ...]:
+    """A token with as many alternatives as were asked for; none if none were."""
+    if alternatives is None:
+        return ()
+    top = tuple((f"alt{at}", -1.0 - at) for at in range(alternatives))
+    return (ar.TokenLogprob(token=token, logprob=-0.1, top=top),)
+
+
 class FakeEngine:
     """What both fakes share: a script, the requests seen, and who left early."""
 
@@ -41,7 +55,10 @@ class FakeEngine:
         self.requests: list[Any] = []
         self.state: Any = "ready"
         self.context_tokens = 0
+        self.images = True
+        self.formats = False
         self.running = 0
+        self.waiting = 0
         self.cancelled = 0
         self.closed = False
         self.start_error: Exception | None = None
@@ -89,17 +106,26 @@ class FakeDraftEngine(FakeEngine):
         return diffusion.DraftLoad(
             state=self.state,
             running=self.running,
-            waiting=0,
+            waiting=self.waiting,
             capacity=4,
             context_tokens=self.context_tokens,
         )
 
     async def draft(self, request: diffusion.DraftRequest) -> AsyncGenerator[diffusion.DraftEvent, None]:
-        yield diffusion.CanvasUpdate(candidate=0, canvas=0, step=1, text="dr", token_ids=(0,), settled=(True,))
-        default = f"draft of {request.messages[-1]['content']}"
+        if request.updates:
+            yield diffusion.CanvasUpdate(candidate=0, canvas=0, step=1, text="dr", token_ids=(0,), settled=(True,))
+        scripted = bool(self.script) and isinstance(self.script[0], list)  # each candidate by itself
+        default = f"draft of {question_of(request)}"
         async with aclosing(self._play(request, default)) as items:
             async for item in items:
-                yield draft_result(item) if isinstance(item, str) else item
+                for result in self._candidates(request, item, scripted) if isinstance(item, str) else [item]:
+                    yield result
+
+    def _candidates(self, request: diffusion.DraftRequest, text: str, scripted: bool) -> list[diffusion.DraftResult]:
+        """One candidate as scripted, the others numbered, unless all are scripted."""
+        texts = [text] + [f"{text} ({at})" for at in range(1, 1 if scripted else request.candidates)]
+        filled = (text,) if request.template else ()
+        return [draft_result(text, candidate=at, filled=filled) for at, text in enumerate(texts)]
 
 
 class FakeRefineEngine(FakeEngine):
@@ -109,30 +135,45 @@ class FakeRefineEngine(FakeEngine):
         return ar.RefineLoad(
             state=self.state,
             running=self.running,
-            waiting=0,
+            waiting=self.waiting,
             capacity=4,
             context_tokens=self.context_tokens,
+            images=self.images,
+            formats=self.formats,
         )
 
     async def refine(self, request: ar.RefineRequest) -> AsyncGenerator[ar.RefineEvent, None]:
-        text = ""
-        default = f"answer to {request.messages[-1]['content']}"
+        texts = [""] * request.n
+        calls: list[tuple[ar.ToolCall, ...]] = [()] * request.n
+        default = f"answer to {question_of(request)}"
         async with aclosing(self._play(request, default)) as items:
             async for item in items:
+                if isinstance(item, ar.RefineDelta):
+                    texts[item.choice] += item.text
+                    calls[item.choice] += item.tool_calls
+                    yield item
+                    continue
                 for piece in item.split(" "):
-                    text += piece + " "
-                    yield ar.RefineDelta(text=piece + " ")
-        yield ar.RefineResult(
-            text=text,
-            token_ids=tuple(range(len(text.split()))),
-            finish_reason="stop",
-            prompt_tokens=9,
-            completion_tokens=len(text.split()),
-            kept_tokens=1 if request.draft else 0,
-            forwards=3,
-            first_token_s=0.01,
-            elapsed_s=0.02,
-        )
+                    for choice in range(request.n):
+                        texts[choice] += piece + " "
+                        logprobs = logprobs_of(piece + " ", request.logprobs)
+                        yield ar.RefineDelta(choice=choice, text=piece + " ", logprobs=logprobs)
+        for choice, text in enumerate(texts):
+            words = text.split()
+            yield ar.RefineResult(
+                choice=choice,
+                text=text,
+                tool_calls=calls[choice],
+                token_ids=tuple(range(len(words))),
+                logprobs=tuple(one for word in words for one in logprobs_of(word + " ", request.logprobs)),
+                finish_reason="tool_calls" if calls[choice] else "stop",
+                prompt_tokens=9,
+                completion_tokens=len(words),
+                kept_tokens=1 if request.draft else 0,
+                forwards=3,
+                first_token_s=0.01,
+                elapsed_s=0.02,
+            )
 
     async def score(self, request: ar.ScoreRequest) -> ar.DraftScore:
         raise NotImplementedError
@@ -144,9 +185,10 @@ class FakeComplexity:
     version = "fake-complexity-1"
 
     def score(self, messages: tuple[dict[str, Any], ...]) -> float:
-        if "unscorable" in messages[-1]["content"]:
+        question = text_of(messages[-1].get("content"))
+        if "unscorable" in question:
             raise ValueError("unscorable")
-        return 0.9 if "hard" in messages[-1]["content"] else 0.1
+        return 0.9 if "hard" in question else 0.1
 
 
 class FakeQuality:
@@ -154,6 +196,9 @@ class FakeQuality:
 
     version = "fake-quality-1"
     thread = 0  # that made the last choice
+
+    def unverifiable(self, response_format: dict[str, Any]) -> str | None:
+        return "expected another schema" if "impossible" in str(response_format) else None
 
     def choose(self, evidences: Sequence[DraftEvidence]) -> tuple[int, Verdict]:
         self.thread = threading.get_ident()
@@ -164,6 +209,9 @@ class FakeQuality:
     def judge(self, evidence: DraftEvidence) -> Verdict:
         if "uncheckable" in evidence.text:
             raise ValueError("uncheckable")
+        if evidence.response_format and not evidence.text.strip().startswith("{"):
+            unformed = Check(verifier="json_format", passed=False, reason="expected an object")
+            return Verdict(quality=0.0, checks=(unformed,))
         if "1+1=3" in evidence.text:
             wrong = Check(verifier="arithmetic", passed=False, reason="1+1 is 2")
             return Verdict(quality=0.0, checks=(wrong,))

@@ -1,159 +1,121 @@
 """POST /v1/chat/completions, whole and streamed."""
 
+import asyncio
 import time
-import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, cast
 
 from litestar import Request, Response, post
 from litestar.di import NamedDependency
-from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Schema
 from litestar.params import JSONBody, SkipValidation
-from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
-from router.api import convert
-from router.api.schemas import (
-    ChatChunk,
-    ChatCompletion,
-    ChatRequest,
-    ChunkChoice,
-    Delta,
-    DraftgateInfo,
-    WireUsage,
-)
-from router.api.stream import EventStream, sse, unless_gone
-from router.errors import ErrorBody, describe
-from router.serving.messages import Answer, Ask, Decided, Decision, Event, Finished, TextDelta
-from router.serving.pipeline import Pipeline
-from router.settings import ServerSettings
-
-ERRORS = {
-    400: "The request is wrong; param names the field.",
-    404: "No such model.",
-    413: "The body is too large.",
-    500: "The answer could not be made.",
-    503: "Busy or still starting; see Retry-After.",
-    504: "The deadline passed.",
-}
-
-
-@dataclass
-class ChatOperation(Operation):
-    """Adds the streamed form of the answer to the OpenAPI document."""
-
-    def __post_init__(self) -> None:
-        response = (self.responses or {})["200"]
-        events = Schema(
-            type=OpenAPIType.STRING,
-            description="With stream: true. Events `data: {chat.completion.chunk}`, then `data: [DONE]`.",
-        )
-        content: Any = getattr(response, "content", None) or {}
-        content["text/event-stream"] = OpenAPIMediaType(schema=events)
+from router.api.access import caller_of
+from router.api.answers import to_completion
+from router.api.body import StrictBody, strictly
+from router.api.chat_chunks import Chunks
+from router.api.convert import to_ask
+from router.api.desk import Desk
+from router.api.document import StreamedOperation, errors
+from router.api.events import Events, Opening, first_calls, headers_of, open_events, whole
+from router.api.json_schemas import check_schema
+from router.api.schemas.answers import ChatCompletion
+from router.api.schemas.chat import ChatRequest
+from router.api.stream import EventStream, request_id_of, unless_gone
+from router.errors import BadRequest
+from router.serving.messages import Answer, Ask, Caller, Decided
 
 
 @post(
     "/v1/chat/completions",
     status_code=200,
-    operation_class=ChatOperation,
-    responses={
-        status: ResponseSpec(ErrorBody, generate_examples=False, description=words) for status, words in ERRORS.items()
-    },
+    dto=StrictBody[ChatRequest],
+    return_dto=None,
+    operation_class=StreamedOperation,
+    responses=errors(),
 )
 async def chat_completions(
     request: Request[Any, Any, Any],
     data: JSONBody[ChatRequest],
-    pipeline: NamedDependency[SkipValidation[Pipeline]],
-    server: NamedDependency[SkipValidation[ServerSettings]],
+    desk: NamedDependency[SkipValidation[Desk]],
 ) -> Response[ChatCompletion]:
     """Answer a conversation."""
-    data = convert.strictly(await request.json())  # Litestar's own decoding is too kind
-    ask = convert.to_ask(data, uuid.uuid4().hex, server.max_prompt_chars)
+    caller = caller_of(
+        request
+    )  # not a dependency: with a second one Litestar starts a task for each, at a tenth of all it does
+    ask = _ask(desk, data, caller, request_id_of(request))
     created = int(time.time())
-    events = pipeline.answer(ask)
     if not data.stream:
-        answer = await unless_gone(request, _whole(events))
-        body = convert.to_completion(ask, created, answer)
-        return Response(body, headers=_headers(ask, answer.decision))
-    # The first event has the route: headers are final, and an error up to here is a plain
-    # response with its own status.
-    decision = await unless_gone(request, _first(events))
+        answer, limits = await unless_gone(request, _whole(desk, data, ask, caller))
+        body = to_completion(ask, created, answer, desk.fingerprint)
+        return Response(body, headers=headers_of(ask, answer.decision, limits))
+    # The first event has the route, unless provisional text comes before it: headers are final, and an error up to here is a
+    # plain response with its own status.
+    opening, events = await unless_gone(request, _opened(desk, data, ask, caller))
+    decision = opening.event.decision if isinstance(opening.event, Decided) else None
     with_usage = bool(data.stream_options and data.stream_options.include_usage)
-    chunks = _chunks(ask, created, events, with_usage=with_usage)
+    chunks = Chunks(ask, created, desk.fingerprint, with_usage=with_usage).stream(opening, events)
     # Litestar reads the annotation for the document only; a stream is a Response as well.
-    return cast("Response[ChatCompletion]", EventStream(chunks, events, _headers(ask, decision)))
+    stream = EventStream(chunks, events, headers_of(ask, decision, opening.limits))
+    return cast("Response[ChatCompletion]", stream)
 
 
-async def _whole(events: AsyncGenerator[Event, None]) -> Answer:
-    text: list[str] = []
-    end = None
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, TextDelta):
-                text.append(event.text)
-            elif isinstance(event, Finished):
-                end = event
-    assert end is not None, "the pipeline ends with Finished or raises"
-    return Answer(text="".join(text), finish_reason=end.finish_reason, usage=end.usage, decision=end.decision)
+async def answer_body(
+    desk: Desk,
+    body: Any,
+    caller: Caller,
+    *,
+    request_id: str,
+    priority: int = 0,
+    timeout_s: float | None = None,
+) -> ChatCompletion:
+    """Answer the decoded body of a request that came by another way than HTTP.
+
+    Args:
+        desk: where it is taken in.
+        body: what the endpoint takes, but for streams.
+        caller: who asks.
+        request_id: of this request.
+        priority: as the engines have it.
+        timeout_s: the longest it may take; None: the server's own.
+
+    Raises:
+        RouterError, DraftError, RefineError: `router.errors.describe` has the wire form.
+    """
+    data = strictly(body, ChatRequest)
+    if data.stream:
+        raise BadRequest("stream: expected an answer as a whole, got stream: true.", param="stream")
+    ask = _ask(desk, data, caller, request_id, priority, timeout_s)
+    answer, _ = await _whole(desk, data, ask, caller)
+    return to_completion(ask, int(time.time()), answer, desk.fingerprint)
 
 
-async def _first(events: AsyncGenerator[Event, None]) -> Decision:
-    try:
-        event = await anext(events)
-    except BaseException:
-        await events.aclose()
-        raise
-    assert isinstance(event, Decided), "the pipeline begins with Decided"
-    return event.decision
+def _ask(
+    desk: Desk, data: ChatRequest, caller: Caller, request_id: str, priority: int = 0, timeout_s: float | None = None
+) -> Ask:
+    return to_ask(
+        data,
+        caller,
+        request_id=request_id,
+        max_prompt_chars=desk.server.max_prompt_chars,
+        priority=priority,
+        timeout_s=desk.server.request_timeout_s if timeout_s is None else timeout_s,
+    )
 
 
-async def _chunks(
-    ask: Ask, created: int, events: AsyncGenerator[Event, None], *, with_usage: bool
-) -> AsyncGenerator[bytes, None]:
-    def chunk(
-        *choices: ChunkChoice,
-        usage: WireUsage | None = None,
-        info: DraftgateInfo | UnsetType = UNSET,
-    ) -> bytes:
-        event = ChatChunk(
-            id=convert.completion_id(ask),
-            created=created,
-            model=ask.model,
-            choices=list(choices),
-            usage=usage if with_usage else UNSET,
-            draftgate=info,
-        )
-        return sse(event)
-
-    async with aclosing(events):
-        try:
-            yield chunk(ChunkChoice(Delta(role="assistant", content="")))
-            async for event in events:
-                if isinstance(event, TextDelta):
-                    yield chunk(ChunkChoice(Delta(content=event.text)))
-                elif isinstance(event, Finished):
-                    info = convert.to_info(ask.request_id, event.decision, event.usage)
-                    yield chunk(ChunkChoice(Delta(), event.finish_reason), info=info)
-                    if with_usage:
-                        yield chunk(usage=convert.to_usage(event.usage), info=info)
-        except Exception as error:  # noqa: BLE001  described and logged like any other
-            # The status is long sent: an error event, and no [DONE], tell that the text is cut off.
-            _, body, _ = describe(error)
-            yield sse(body)
-            return
-        yield b"data: [DONE]\n\n"
+async def _whole(desk: Desk, data: ChatRequest, ask: Ask, caller: Caller) -> tuple[Answer, dict[str, str]]:
+    return await whole(await _answering(desk, data, ask, caller))
 
 
-def _headers(ask: Ask, decision: Decision) -> dict[str, str]:
-    headers = {
-        "x-draftgate-request-id": ask.request_id,
-        "x-draftgate-route": decision.route,
-        "x-draftgate-reason": decision.reason,
-    }
-    if decision.complexity is not None:
-        headers["x-draftgate-complexity"] = f"{decision.complexity:.4f}"
-    if decision.quality is not None:
-        headers["x-draftgate-quality"] = f"{decision.quality:.4f}"
-    return headers
+async def _opened(desk: Desk, data: ChatRequest, ask: Ask, caller: Caller) -> tuple[Opening, Events]:
+    events = await _answering(desk, data, ask, caller)
+    return await open_events(events), events
+
+
+async def _answering(desk: Desk, data: ChatRequest, ask: Ask, caller: Caller) -> Events:
+    """The answer's events, once all that takes time to check or to fetch is there."""
+    if ask.response_format is not None:
+        await asyncio.to_thread(check_schema, ask.response_format)
+    if "images" in ask.needs:
+        ask = replace(ask, messages=tuple(await desk.images.inline(ask.messages)))
+    events = desk.service.answer(ask, caller)
+    return first_calls(events) if data.parallel_tool_calls is False else events

@@ -1,8 +1,8 @@
 """Liveness (the process answers), readiness (both engines serve) and Prometheus metrics."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from litestar import MediaType, Response, get
+from litestar import MediaType, Request, Response, get
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import SkipValidation
@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ar_engine.api import RefineLoad
 from diffusion_engine.api import DraftLoad
+from router.api.access import DENIED
 from router.policy import EngineState
 from router.serving.protocols import DraftEngine, RefineEngine
 from router.state.metrics import Metrics
@@ -55,11 +56,13 @@ async def ready(
     draft: NamedDependency[SkipValidation[DraftEngine]],
     refine: NamedDependency[SkipValidation[RefineEngine]],
     store: NamedDependency[SkipValidation[Store]],
+    request: Request[Any, Any, Any],
 ) -> Response[Ready]:
-    """Say whether both engines serve: 200 or 503."""
+    """Say whether both engines serve and the server is not about to stop: 200 or 503."""
     answered = await store.run(("PING",)) is not None
     loads = draft.load(), refine.load()
-    serving = all(load.state == "ready" for load in loads)
+    draining = request.scope["state"].get("draining", False)
+    serving = not draining and all(load.state == "ready" for load in loads)
     body = Ready(
         status="ready" if serving else "not_ready",
         draft=_health(loads[0]),
@@ -70,7 +73,7 @@ async def ready(
     return Response(body, status_code=200 if serving else 503, headers=headers)
 
 
-@get("/metrics", media_type=MediaType.TEXT, sync_to_thread=False)
+@get("/metrics", media_type=MediaType.TEXT, sync_to_thread=False, responses=DENIED)
 def metrics(metrics: NamedDependency[SkipValidation[Metrics]]) -> Response[str]:
     """Expose counts and latencies for Prometheus."""
     text = generate_latest(metrics.registry).decode()

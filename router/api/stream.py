@@ -1,6 +1,7 @@
 """Connections that end early: the work behind a response ends with them."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
@@ -14,6 +15,13 @@ from litestar.types import Receive, Send
 from router.errors import ClientGone
 
 T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+
+
+def request_id_of(request: Request[Any, Any, Any]) -> str:
+    """The id that the guard gave the request, or a new one where there is no guard."""
+    return request.scope["state"].get("request_id") or uuid.uuid4().hex
 
 
 async def unless_gone(request: Request[Any, Any, Any], work: Coroutine[Any, Any, T]) -> T:

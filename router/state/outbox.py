@@ -17,6 +17,7 @@ class Outbox:
         self._store = store
         self._counts: Counter[tuple[str, str]] = Counter()  # (key, field)
         self._pending: deque[Command] = deque(maxlen=MOST_PENDING)
+        self._sending = asyncio.Lock()
 
     def add(self, command: Command) -> None:
         """Leave a command to be sent soon, after all counts so far."""
@@ -27,15 +28,24 @@ class Outbox:
         self._counts[key, field] += 1
 
     async def flush(self) -> None:
-        """Send what is pending; keep it if Redis doesn't answer."""
-        counts, self._counts = self._counts, Counter()
-        self._put_back([("HINCRBY", key, field, n) for (key, field), n in counts.items()])
-        while self._pending:
-            size = min(len(self._pending), MOST_PER_TRIP)
-            batch = [self._pending.popleft() for _ in range(size)]
-            if await self._store.run(*batch) is None:
-                self._put_back(batch)
-                return
+        """Send what is pending; keep it if Redis doesn't answer.
+
+        Once it returns, all that was left before the call is in Redis, or Redis is away.
+        """
+        async with self._sending:
+            counts, self._counts = self._counts, Counter()
+            self._put_back([("HINCRBY", key, field, n) for (key, field), n in counts.items()])
+            while self._pending:
+                size = min(len(self._pending), MOST_PER_TRIP)
+                batch = [self._pending.popleft() for _ in range(size)]
+                sent = None
+                try:
+                    sent = await self._store.run(*batch)
+                finally:  # also when cancelled on the way
+                    if sent is None:
+                        self._put_back(batch)
+                if sent is None:
+                    return
 
     async def flush_forever(self) -> None:
         """Flush about once a second, until cancelled."""

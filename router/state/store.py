@@ -5,20 +5,38 @@ commands than Redis 7.0 does, so what may be sent is listed in ALLOWED.
 """
 
 import asyncio
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from router.settings import RedisSettings
 
 Command = tuple[str | bytes | int, ...]
 
-ALLOWED = frozenset({"PING", "GET", "SET", "DEL", "EXPIRE", "HINCRBY", "HGETALL", "XADD", "XREVRANGE"})
+ALLOWED = frozenset(
+    {
+        "PING",
+        "GET",
+        "SET",
+        "DEL",
+        "EXPIRE",
+        "PTTL",
+        "DBSIZE",
+        "HINCRBY",
+        "HGETALL",
+        "XADD",
+        "XDEL",
+        "XRANGE",
+        "XREVRANGE",
+        "XTRIM",
+    }
+)
 FAILURES_TO_OPEN = 5
 CONNECTIONS = 32
 
@@ -40,6 +58,14 @@ def make_redis(url: str | None, timeout_s: float) -> Any:
         retry=Retry(NoBackoff(), 0),  # one try: the caller has somewhere else to go
     )
     return Redis.from_pool(pool)
+
+
+class Script:
+    """Lua that Redis carries out at once, with nothing between its commands. It is bound to Redis 7.0 by its tests, not by ALLOWED."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 class Breaker:
@@ -101,20 +127,47 @@ class Store:
         for name, *_ in commands:
             if name not in ALLOWED:
                 raise ValueError(f"expected one of {sorted(ALLOWED)}, got {name!r}")
-        if not self._breaker.allows():
-            return None
         pipe = self._redis.pipeline(transaction=False)
         for command in commands:
             pipe.execute_command(*command)
+        return await self._answer(pipe.execute)
+
+    async def script(self, script: Script, keys: Sequence[str], *arguments: str | bytes | int) -> Any | None:
+        """Carry out a script, which must not answer nil.
+
+        Args:
+            script: to carry out.
+            keys: all that it touches, with one hash tag.
+            arguments: its other arguments.
+
+        Returns: its reply, or None when Redis did not answer in time. It may have been carried out all the same.
+        """
+
+        async def ask() -> Any:
+            try:
+                return await self._redis.evalsha(script.sha, len(keys), *keys, *arguments)
+            except NoScriptError:  # never sent, or Redis was restarted since
+                return await self._redis.eval(script.text, len(keys), *keys, *arguments)
+
+        return await self._answer(ask)
+
+    async def _answer(self, ask: Callable[[], Awaitable[Any]]) -> Any | None:
+        if not self._breaker.allows():
+            return None
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task else 0
         try:
             async with asyncio.timeout(self._timeout_s):
-                replies = await pipe.execute()
+                reply = await ask()
         except (RedisError, OSError, TimeoutError):
             self.failures += 1
             self._breaker.record(ok=False)
             return None
+        # The client may lose a cancellation: before Python 3.12 wait_for does, where it comes together with a reply.
+        if task and task.cancelling() > cancelled:
+            raise asyncio.CancelledError
         self._breaker.record(ok=True)
-        return replies
+        return reply
 
     async def close(self) -> None:
         """Close all connections."""

@@ -92,6 +92,16 @@ def test_a_refined_draft_is_word_for_word_what_the_refiner_says_alone():
     assert {True, False} <= set(drafted_right)
 
 
+@pytest.mark.parametrize("model", ["draftgate-draft", "draftgate-refine"])
+def test_a_conversation_that_goes_on_is_not_read_again(client, model):
+    uncached: dict[str, Any] = {"extra_body": {"draftgate": {"cache": False}}}
+    turns: list[Any] = [{"role": "user", "content": f"Hello, I am {model}. " * 6 + SIMPLE}]
+    first = client.chat.completions.create(model=model, messages=turns, **uncached)
+    turns += [first.choices[0].message.to_dict(), {"role": "user", "content": "And the vase?"}]
+    second = client.chat.completions.create(model=model, messages=turns, **uncached)
+    assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens // 2
+
+
 def test_routes_are_counted_for_prometheus(address, client):
     ask(client, SIMPLE)
     text = httpx.get(f"{address}/metrics").text

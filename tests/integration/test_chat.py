@@ -10,6 +10,7 @@ from openai.types.chat import ChatCompletion
 from ar_engine.api import RefineFailed, RefineOverloaded
 from diffusion_engine.api import DraftFailed, DraftOverloaded
 from tests.conftest import Gateway
+from tests.fakes import HANG
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def test_a_simple_question_is_drafted(client: openai.OpenAI) -> None:
         "request_id": headers["x-draftgate-request-id"],
         "route": "draft",
         "reason": "accepted",
+        "arm": None,
         "complexity": 0.1,
         "quality": 0.95,
         "cached_route": None,
@@ -198,6 +200,60 @@ def test_a_full_engine_says_when_to_come_back(gateway: Gateway, client: openai.O
         ask(client, "hello", model=model)
     assert error.value.status_code == 503
     assert error.value.response.headers["retry-after"] == "3"
+
+
+def test_several_answers_are_numbered(client: openai.OpenAI) -> None:
+    for question in ("hello", "a hard one"):
+        completion, _ = ask(client, question, n=3, temperature=1.0)
+        assert [choice.index for choice in completion.choices] == [0, 1, 2]
+        assert {choice.finish_reason for choice in completion.choices} == {"stop"}
+        assert all(choice.message.content for choice in completion.choices)
+
+
+def test_log_probabilities_come_from_the_refiner(client: openai.OpenAI) -> None:
+    completion, headers = ask(client, "hello", logprobs=True, top_logprobs=2)
+    assert route_of(headers) == ("direct", "logprobs")
+    logprobs = completion.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content
+    for token in logprobs.content:
+        assert bytes(token.bytes or ()).decode() == token.token
+        assert len(token.top_logprobs) == 2
+    completion, _ = ask(client, "hello", logprobs=True, top_logprobs=0)
+    assert completion.choices[0].logprobs is not None
+    assert [token.top_logprobs for token in completion.choices[0].logprobs.content or ()] != []
+    assert all(token.top_logprobs == [] for token in completion.choices[0].logprobs.content or ())
+
+
+def test_images_go_to_the_refiner(gateway: Gateway, client: openai.OpenAI) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    content = [{"type": "text", "text": "what is it?"}, image]
+    _, headers = ask(client, "", messages=[{"role": "user", "content": content}])
+    assert route_of(headers) == ("direct", "images")
+    assert gateway.refine.requests[0].messages[0]["content"] == content
+    assert gateway.draft.requests == []
+
+
+def test_all_options_reach_the_engines(gateway: Gateway, client: openai.OpenAI) -> None:
+    options = {"candidates": 2, "max_steps": 7, "refine_mode": "polish", "quality_target": 1.0}
+    gateway.draft.enqueue("bad draft")
+    ask(client, "hello", extra_body={"draftgate": options})
+    assert (gateway.draft.requests[0].candidates, gateway.draft.requests[0].max_steps) == (2, 7)
+    assert gateway.refine.requests[0].mode == "polish"
+
+
+def test_a_deadline_of_the_request_counts(gateway: Gateway, client: openai.OpenAI) -> None:
+    gateway.draft.enqueue(HANG)
+    gateway.refine.enqueue(HANG)
+    with pytest.raises(openai.APIStatusError) as error:
+        ask(client, "hello", extra_body={"draftgate": {"deadline_ms": 200}})
+    assert (error.value.status_code, error.value.code) == (408, "deadline_passed")
+
+
+def test_a_cache_can_be_asked_for(client: openai.OpenAI) -> None:
+    for reason in ("accepted", "hit"):
+        _, headers = ask(client, "hello", temperature=0.7, extra_body={"draftgate": {"cache": True}})
+        assert route_of(headers)[1] == reason
 
 
 def test_models_are_listed_and_shown(client: openai.OpenAI) -> None:

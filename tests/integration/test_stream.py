@@ -40,6 +40,7 @@ def test_chunks_have_the_shape_openai_sends(gateway: Gateway) -> None:
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert not any("usage" in chunk for chunk in chunks)
+    assert len({(chunk["created"], chunk["model"], chunk["system_fingerprint"]) for chunk in chunks}) == 1
     first, *middle, last = (chunk["choices"][0] for chunk in chunks)
     assert first["delta"] == {"role": "assistant", "content": ""}
     assert [choice["delta"] for choice in middle] == [{"content": piece} for piece in ("answer ", "to ", "hard ")]
@@ -99,6 +100,56 @@ def test_a_broken_answer_is_not_cached(gateway: Gateway) -> None:
     stream(gateway, "hard")
     response, _ = stream(gateway, "hard")
     assert response.headers["x-draftgate-route"] == "direct"
+
+
+def test_several_answers_stream_beside_each_other(gateway: Gateway) -> None:
+    _, events = stream(gateway, "hard", n=2, temperature=1.0)
+    *chunks, done = events
+    assert done == "[DONE]"
+    for index in (0, 1):
+        own = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""}
+        assert [choice["finish_reason"] for choice in own if choice["finish_reason"]] == ["stop"]
+        assert own[-1]["delta"] == {}
+        assert "".join(choice["delta"].get("content", "") for choice in own)
+
+
+def test_log_probabilities_stream_with_their_text(gateway: Gateway) -> None:
+    _, events = stream(gateway, "hard", logprobs=True, top_logprobs=1)
+    choices = [choice for chunk in events[:-1] for choice in chunk["choices"] if choice["delta"].get("content")]
+    tokens = [token for choice in choices for token in choice["logprobs"]["content"]]
+    assert "".join(token["token"] for token in tokens) == text_of(events[:-1])
+    assert all(len(token["top_logprobs"]) == 1 for token in tokens)
+
+
+def test_a_draft_is_shown_as_it_settles_if_asked_for(gateway: Gateway) -> None:
+    response, events = stream(gateway, "hello", draftgate={"provisional": True})
+    assert response.status_code == 200
+    assert "x-draftgate-request-id" in response.headers
+    assert "x-draftgate-route" not in response.headers, "it is not known when the response begins"
+    *chunks, done = events
+    assert done == "[DONE]"
+    kinds = [chunk["draftgate"].get("type", "end") for chunk in chunks if "draftgate" in chunk]
+    assert kinds == ["provisional", "decided", "end"]
+    assert chunks[0]["choices"] == []
+    assert set(chunks[0]["draftgate"]) == {"type", "text", "canvas", "step", "settled"}
+    assert text_of(chunks) == "draft of hello", "a reader of deltas alone never takes back a word"
+
+
+def test_a_rejected_draft_that_was_shown_is_not_in_the_text(gateway: Gateway) -> None:
+    gateway.draft.enqueue("bad draft")
+    _, events = stream(gateway, "hello", draftgate={"provisional": True})
+    assert text_of(events[:-1]) == "answer to hello "
+    assert events[-2]["draftgate"]["route"] == "refine"
+
+
+def test_an_error_after_provisional_text_is_an_event(gateway: Gateway) -> None:
+    gateway.draft.enqueue("bad draft")
+    gateway.refine.enqueue(RefineFailed("/secret"))
+    response, events = stream(gateway, "hello", draftgate={"provisional": True})
+    assert response.status_code == 200
+    assert events[-1]["error"]["code"] == "engine_error"
+    assert "bad draft" not in text_of(events[:-1])
 
 
 def test_openai_client_streams(gateway: Gateway) -> None:

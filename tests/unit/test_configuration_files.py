@@ -37,10 +37,12 @@ def test_the_example_uncommented_is_valid_too(tmp_path: Path):
 def test_the_composed_gateway_is_configured_as_it_means_to_be():
     services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
     environment: dict[str, str] = services["gateway"]["environment"]
-    assert all(name.startswith(PREFIX) and "__" in name for name in environment)  # others are ignored
+    set_here = {name for name in environment if name.startswith(PREFIX) and "__" in name}  # others are ignored
+    assert set(environment) - set_here == {Settings().keys.env}
     settings = load(None, environment)
     assert settings.server.host == "0.0.0.0"
     assert settings.redis.url == "redis://redis:6379/0"
+    assert f"data:{settings.server.data_dir}" in services["gateway"]["volumes"]
     assert "redis" in services
     assert f":{settings.server.port}" in services["gateway"]["ports"][0]
     assert float(services["gateway"]["stop_grace_period"].removesuffix("s")) > settings.server.drain_timeout_s

@@ -23,10 +23,11 @@ from diffusion_engine.api import (
     DraftRejected,
 )
 from router.policy import Choice, DecisionRecord, Policy, replay
-from router.serving.messages import Ask, Decided, Event, Finished, TextDelta
+from router.serving.messages import Ask, ChoiceEnd, Decided, Delta, Event, Finished
 from router.serving.pipeline import Pipeline
 from router.settings import CacheSettings, RedisSettings
 from router.state.cache import AnswerCache
+from router.state.outbox import Outbox
 from router.state.store import Store
 from tests.fakes import (
     HANG,
@@ -38,6 +39,11 @@ from tests.fakes import (
 )
 
 pytestmark = pytest.mark.anyio
+
+
+def new_cache() -> AnswerCache:
+    store = Store(RedisSettings())
+    return AnswerCache(store, Outbox(store), CacheSettings(), "test")
 
 
 class Bench:
@@ -53,11 +59,11 @@ class Bench:
             refine=self.refine,
             complexity=FakeComplexity(),
             quality=self.quality,
-            cache=AnswerCache(Store(RedisSettings()), CacheSettings(), "test"),
+            cache=new_cache(),
             policy=Policy(sketch_steps=0, candidates=candidates),
-            timeout_s=timeout_s,
-            observe=self.records.append,
+            observe=lambda record, _: self.records.append(record),
         )
+        self.timeout_s = timeout_s
 
     async def run(self, text: str, **fields: Any) -> list[Event]:
         ask = Ask(
@@ -66,22 +72,23 @@ class Bench:
             messages=({"role": "user", "content": text},),
             **fields,
         )
-        async with aclosing(self.pipeline.answer(ask)) as events:
+        async with aclosing(self.pipeline.answer(ask, self.timeout_s)) as events:
             return [event async for event in events]
 
     async def answer(self, text: str, **fields: Any) -> tuple[str, str, str]:
         """Text, route and reason; checks what holds for every answer."""
-        first, *deltas, last = await self.run(text, **fields)
+        first, *deltas, end, last = await self.run(text, **fields)
         assert isinstance(first, Decided)
         assert isinstance(last, Finished)
-        assert all(isinstance(delta, TextDelta) for delta in deltas)
+        assert all(isinstance(delta, Delta) for delta in deltas)
+        assert isinstance(end, ChoiceEnd)
         assert first.decision == last.decision
         record = self.records[-1]
         assert record.status == 200
         assert (record.route, record.reason) == (last.decision.route, last.decision.reason)
-        assert replay(record) in (Choice(last.decision.route, last.decision.reason), None)
-        assert (replay(record) is None) == (record.route == "cache")
-        shown = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
+        if record.route != "cache":
+            assert replay(record) == Choice(last.decision.route, last.decision.reason)
+        shown = "".join(delta.text for delta in deltas if isinstance(delta, Delta))
         return shown, last.decision.route, last.decision.reason
 
 
@@ -217,9 +224,12 @@ async def test_the_best_of_bad_candidates_is_refined() -> None:
     assert bench.refine.requests[0].draft.text == "bad one"
 
 
-async def test_drafts_are_checked_off_the_event_loop() -> None:
+async def test_long_drafts_are_checked_off_the_event_loop_and_short_ones_at_once() -> None:
     bench = Bench()
     await bench.answer("hello")
+    assert bench.quality.thread == threading.get_ident()
+    bench.draft.enqueue("fine " * 300)
+    await bench.answer("something else")
     assert bench.quality.thread not in (0, threading.get_ident())
 
 
@@ -246,7 +256,7 @@ async def test_a_cached_answer_costs_no_tokens_and_says_its_first_route() -> Non
     assert isinstance(first[-1], Finished)
     assert again[-1].usage == first[-1].usage
     assert bench.records[-1].completion_tokens == 0
-    assert replay(bench.records[-1]) is None
+    assert replay(bench.records[-1]) == Choice("direct", "complexity")
 
 
 async def test_the_record_holds_no_text() -> None:
@@ -283,7 +293,7 @@ async def test_closing_in_mid_answer_frees_the_engine() -> None:
     bench = Bench()
     bench.refine.enqueue(["one two", HANG])
     ask = Ask(request_id="r", model="m", messages=({"role": "user", "content": "hard"},))
-    events = bench.pipeline.answer(ask)
+    events = bench.pipeline.answer(ask, 20.0)
     assert isinstance(await anext(events), Decided)
     await events.aclose()
     assert bench.refine.running == 0

@@ -7,11 +7,12 @@ import pytest
 
 from diffusion_engine.api import DraftDeadline, DraftFailed, DraftOverloaded
 from router.policy import DecisionRecord, Policy
-from router.serving import pipeline
-from router.serving.messages import Ask, Decided, Event, Finished, TextDelta
+from router.serving import drafting
+from router.serving.messages import Ask, Decided, Delta, Event, Finished
 from router.serving.pipeline import Pipeline
 from router.settings import CacheSettings, RedisSettings
 from router.state.cache import AnswerCache
+from router.state.outbox import Outbox
 from router.state.store import Store
 from tests.fakes import FINGERPRINT, HANG, FakeComplexity, FakeDraftEngine, FakeQuality, FakeRefineEngine, draft_result
 
@@ -22,28 +23,27 @@ class Bench:
     def __init__(self, steps: int = 3, timeout_s: float = 20.0) -> None:
         self.draft, self.refine = FakeDraftEngine(), FakeRefineEngine()
         self.records: list[DecisionRecord] = []
+        store = Store(RedisSettings())
         self.pipeline = Pipeline(
             draft=self.draft,
             refine=self.refine,
             complexity=FakeComplexity(),
             quality=FakeQuality(),
-            cache=AnswerCache(Store(RedisSettings()), CacheSettings(), "test"),
+            cache=AnswerCache(store, Outbox(store), CacheSettings(), "test"),
             policy=Policy(sketch_steps=steps),
-            timeout_s=timeout_s,
-            observe=self.records.append,
+            observe=lambda record, _: self.records.append(record),
         )
+        self.timeout_s = timeout_s
 
     async def run(self, text: str, **fields: Any) -> list[Event]:
         messages = ({"role": "user", "content": text},)
-        ask = Ask(
-            request_id="r1", model="draftgate", messages=messages, **{"wanted": "auto", "use_cache": False} | fields
-        )
-        async with aclosing(self.pipeline.answer(ask)) as events:
+        ask = Ask(request_id="r1", model="draftgate", messages=messages, **{"wanted": "auto", "cache": False} | fields)
+        async with aclosing(self.pipeline.answer(ask, self.timeout_s)) as events:
             return [event async for event in events]
 
 
 def said(events: list[Event]) -> str:
-    return "".join(event.text for event in events if isinstance(event, TextDelta))
+    return "".join(event.text for event in events if isinstance(event, Delta))
 
 
 async def test_the_sketch_travels_to_the_refiner_which_may_not_change_a_word_for_it():
@@ -85,7 +85,7 @@ async def test_a_sketch_that_fails_harms_nobody(error):
 
 
 async def test_a_hanging_draft_engine_costs_a_small_share_of_the_time(monkeypatch):
-    monkeypatch.setattr(pipeline, "SKETCH_SHARE", 0.001)
+    monkeypatch.setattr(drafting, "SKETCH_SHARE", 0.001)
     bench = Bench()
     bench.draft.enqueue(HANG)
     assert said(await bench.run("a hard one")) == "answer to a hard one "
@@ -102,8 +102,10 @@ async def test_who_gets_no_sketch(steps, text, wanted):
     assert all(request.draft is None for request in bench.refine.requests)
 
 
-async def test_a_busy_draft_engine_is_left_to_drafts():
+@pytest.mark.parametrize(("running", "waiting"), [(4, 0), (1, 1)])
+async def test_a_busy_draft_engine_is_left_to_drafts(running, waiting):
+    """A sketch would wait behind all drafts that are still to come, and the refiner for it."""
     bench = Bench()
-    bench.draft.running = 4
+    bench.draft.running, bench.draft.waiting = running, waiting
     assert said(await bench.run("a hard one")) == "answer to a hard one "
     assert bench.draft.requests == []

@@ -1,3 +1,4 @@
+import asyncio
 import math
 from collections.abc import AsyncIterator
 from typing import Any
@@ -80,6 +81,18 @@ async def test_every_minute_expires(store: Store) -> None:
     for minute in range(3):
         # EXPIRE ... LT succeeds only on a key that has a longer life to shorten.
         assert await store.run(("EXPIRE", bucket_key(AT + 60 * minute), 5, "LT")) == [True]
+
+
+async def test_what_has_ended_takes_no_memory_where_redis_is_in_process() -> None:
+    store = Store(RedisSettings())
+    outbox = Outbox(store)
+    await store.run(("SET", "ended", "x", "PX", 1))
+    await asyncio.sleep(0.01)
+    database = store._redis.connection_pool.connection_kwargs["server"].dbs[0]
+    assert b"ended" in database._dict
+    Metrics(store, outbox, {}).observe(RECORD)
+    await outbox.flush()
+    assert b"ended" not in database._dict
 
 
 async def test_a_minute_without_redis_is_unknown() -> None:

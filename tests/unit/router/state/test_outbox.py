@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 
 from router.settings import RedisSettings
@@ -67,3 +69,45 @@ async def test_an_outage_costs_the_oldest_commands_not_the_memory() -> None:
     sent = [command for trip in store.trips for command in trip]
     assert len(sent) == MOST_PENDING
     assert sent[-1] == ("SET", "a", MOST_PENDING + 9)
+
+
+class SlowStore(FlakyStore):
+    """Answers once it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.asked = asyncio.Event()
+
+    async def run(self, *commands: Command) -> list[object] | None:
+        self.asked.set()
+        await self.go.wait()
+        return await super().run(*commands)
+
+
+async def test_what_is_on_its_way_is_waited_for() -> None:
+    store = SlowStore()
+    outbox = Outbox(store)
+    outbox.add(("SET", "a", "1"))
+    first = asyncio.create_task(outbox.flush())
+    await store.asked.wait()
+    second = asyncio.create_task(outbox.flush())
+    await asyncio.sleep(0)
+    assert not second.done()
+    store.go.set()
+    await second
+    assert first.done()
+    assert len(store.trips) == 1
+
+
+async def test_what_was_cancelled_on_its_way_is_sent_again() -> None:
+    store = SlowStore()
+    outbox = Outbox(store)
+    outbox.add(("SET", "a", "1"))
+    flushing = asyncio.create_task(outbox.flush())
+    await store.asked.wait()
+    flushing.cancel()
+    await asyncio.gather(flushing, return_exceptions=True)
+    store.go.set()
+    await outbox.flush()
+    assert store.trips == [(("SET", "a", "1"),)]

@@ -41,6 +41,11 @@ async def test_every_allowed_command_answers_the_same_on_both(store: Store) -> N
         "HGETALL": ("HGETALL", "h"),
         "XADD": ("XADD", "s", "MAXLEN", "~", 10, "1-1", "f", b"v"),
         "XREVRANGE": ("XREVRANGE", "s", "+", "-", "COUNT", 5),
+        "XRANGE": ("XRANGE", "s", "(1-0", "+"),
+        "XTRIM": ("XTRIM", "s", "MINID", "=", 2),
+        "XDEL": ("XDEL", "s", "1-1"),
+        "PTTL": ("PTTL", "missing"),
+        "DBSIZE": ("DBSIZE",),
     }
     assert set(commands) == ALLOWED
     replies = await store.run(*commands.values())
@@ -54,6 +59,11 @@ async def test_every_allowed_command_answers_the_same_on_both(store: Store) -> N
         {b"f": b"2"},
         b"1-1",
         [(b"1-1", {b"f": b"v"})],
+        [(b"1-1", {b"f": b"v"})],
+        1,
+        0,
+        -2,
+        2,
     ]
 
 
@@ -126,3 +136,15 @@ class TestBreaker:
         assert breaker.allows()
         breaker.record(ok=True)
         assert [breaker.allows() for _ in range(3)] == [True, True, True]
+
+
+async def test_a_cancellation_is_never_lost() -> None:
+    """The client under it may lose one that comes together with a reply."""
+    store = Store(RedisSettings())
+    for turns in (1, 2, 3) * 10:
+        task = asyncio.create_task(store.run(*[("XADD", "s", "MAXLEN", "~", 10, "*", "f", b"v")] * 100))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if task.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await task
