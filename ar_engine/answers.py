@@ -80,6 +80,7 @@ class Answer:
         """
         self.text = ""
         self.reasoning = ""
+        self.reasoning_tokens = 0  # markers included
         self.tool_calls: tuple[ToolCall, ...] = ()
         self._tokenizer = tokenizer
         self._form = form
@@ -118,6 +119,11 @@ class Answer:
         return delta if delta.text or delta.reasoning or delta.tool_calls else None
 
     def _take(self, token: int) -> None:
+        thinks = self._part == "thought"
+        self._sort(token)
+        self.reasoning_tokens += thinks or self._part == "thought"
+
+    def _sort(self, token: int) -> None:
         if opened := self._opens.get(token):
             self._end()
             self._begin(opened, self._form.think_label)

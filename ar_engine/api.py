@@ -164,6 +164,7 @@ class RefineResult(Struct, frozen=True, kw_only=True):
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: Literal["stop", "length", "tool_calls"]
     prompt_tokens: int
+    reasoning_tokens: int = 0  # of those written, the thought ones; an upstream's are not told apart
     completion_tokens: int  # that the model wrote, those of reasoning and of end-of-turn included
     kept_tokens: int = 0  # leading draft tokens kept
     reused_draft_tokens: int = 0  # further draft tokens that the model took after a rejected one

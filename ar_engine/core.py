@@ -260,6 +260,7 @@ class Core:
             choice=sequence.choice,
             text=answer.text,
             reasoning=answer.reasoning,
+            reasoning_tokens=answer.reasoning_tokens,
             tool_calls=answer.tool_calls,
             token_ids=tuple(sequence.answer),
             logprobs=self._logprobs(sequence, 0, len(sequence.details)),

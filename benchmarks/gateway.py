@@ -308,9 +308,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--litellm", metavar="PYTHON", help="an interpreter that has litellm[proxy]")
     parser.add_argument("--routellm", metavar="PYTHON", help="an interpreter that has routellm[serve]")
+    parser.add_argument("--rounds", type=int, default=Counts.rounds, help="of each measurement")
     parser.add_argument("--smoke", action="store_true", help="fractions of a second each")
     options = parser.parse_args(arguments)
-    found = measure(SMOKE if options.smoke else Counts(), options.seed, options.litellm, options.routellm)
+    found = measure(
+        SMOKE if options.smoke else Counts(rounds=options.rounds), options.seed, options.litellm, options.routellm
+    )
     publish({**environment(options.seed), **found}, options.json)
     return 0
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -105,16 +105,16 @@ class House:
         """Engines load, batches go on and state is written, until the end."""
         await self.keys.load()
         tasks = [
-            asyncio.create_task(work)
-            for work in (
-                _start("draft", self.parts.draft),
-                _start("refine", self.parts.refine),
-                self.keys.refresh_forever(),
-                self.cache.watch_forever(),
-                self.decisions.trim_forever(),
-                self.outbox.flush_forever(),
-                self.runner.run_forever(),
-            )
+            asyncio.create_task(_told(name, work))
+            for name, work in {
+                "the start of the draft engine": _start("draft", self.parts.draft),
+                "the start of the refine engine": _start("refine", self.parts.refine),
+                "reading the keys": self.keys.refresh_forever(),
+                "watching for deletions": self.cache.watch_forever(),
+                "trimming the decisions": self.decisions.trim_forever(),
+                "writing to Redis": self.outbox.flush_forever(),
+                "working on batches": self.runner.run_forever(),
+            }.items()
         ]
         try:
             yield
@@ -198,6 +198,14 @@ def create_app(settings: Settings, parts: Parts, environ: Mapping[str, str] = os
 def namespace(settings: Settings, parts: Parts) -> str:
     """Stands for the models and all of their configuration that can change an answer. What judges answers judges kept ones anew."""
     return fingerprint((version(), parts.revision, settings.draft, settings.refine)).hex()
+
+
+async def _told(name: str, work: Coroutine[Any, Any, None]) -> None:
+    """Do what runs beside the requests; if it breaks, say so at once."""
+    try:
+        await work
+    except Exception:
+        logger.exception("%s broke", name)
 
 
 async def _start(name: str, engine: DraftEngine | RefineEngine) -> None:

@@ -55,6 +55,7 @@ def check(settings: Settings, environ: Mapping[str, str]) -> None:
         KeysError: the file with the keys can't be read.
     """
     server = settings.server
+    Store(settings.redis)  # which tells whether its URL can be read
     if server.workers > 1 and not settings.redis.url:
         raise SettingsError(
             f"server.workers: {server.workers} processes need a redis.url: without it each has limits, cached answers, counters and decisions of its own"

@@ -103,19 +103,22 @@ def _ask(
 
 
 async def _whole(desk: Desk, data: ChatRequest, ask: Ask, caller: Caller) -> tuple[Answer, dict[str, str]]:
-    return await whole(await _answering(desk, data, ask, caller))
+    return await whole(_answering(desk, data, ask, caller))
 
 
 async def _opened(desk: Desk, data: ChatRequest, ask: Ask, caller: Caller) -> tuple[Opening, Events]:
-    events = await _answering(desk, data, ask, caller)
+    events = _answering(desk, data, ask, caller)
     return await open_events(events), events
 
 
-async def _answering(desk: Desk, data: ChatRequest, ask: Ask, caller: Caller) -> Events:
-    """The answer's events, once all that takes time to check or to fetch is there."""
-    if ask.response_format is not None:
-        await asyncio.to_thread(check_schema, ask.response_format)
-    if "images" in ask.needs:
-        ask = replace(ask, messages=tuple(await desk.images.inline(ask.messages)))
-    events = desk.service.answer(ask, caller)
+def _answering(desk: Desk, data: ChatRequest, ask: Ask, caller: Caller) -> Events:
+    async def prepare(ask: Ask) -> Ask:
+        if ask.response_format is not None:
+            await asyncio.to_thread(check_schema, ask.response_format)
+        if "images" in ask.needs:
+            ask = replace(ask, messages=tuple(await desk.images.inline(ask.messages)))
+        return ask
+
+    simple = ask.response_format is None and "images" not in ask.needs
+    events = desk.service.answer(ask, caller, None if simple else prepare)
     return first_calls(events) if data.parallel_tool_calls is False else events

@@ -20,7 +20,7 @@ from router.api.schemas.completions import TextCompletion, TextRequest
 from router.api.stream import EventStream, request_id_of, unless_gone
 from router.api.text_chunks import Numbered, TextChunks
 from router.api.text_convert import USUAL_CANVAS, Place, to_infill, to_places, to_text_completion
-from router.errors import BadRequest
+from router.errors import BadRequest, NeverFits
 from router.serving.messages import Admitted, Answer, Caller, Decided, Event
 
 
@@ -41,7 +41,7 @@ async def completions(
     request_id, caller = request_id_of(request), caller_of(request)
     places = _places(desk, data, caller, request_id)
     name, created = f"cmpl-{request_id}", int(time.time())
-    sources = [_answering(desk, data, place, caller) for place in places]
+    sources = _sources(desk, data, places, caller)
     if not data.stream:
         answers, limits = await unless_gone(request, _whole(sources))
         body = to_text_completion(name, created, places, answers, desk.fingerprint, echo=bool(data.echo))
@@ -68,7 +68,7 @@ async def answer_body(
     if data.stream:
         raise BadRequest("stream: expected an answer as a whole, got stream: true.", param="stream")
     places = _places(desk, data, caller, request_id, priority, timeout_s)
-    answers, _ = await _whole([_answering(desk, data, place, caller) for place in places])
+    answers, _ = await _whole(_sources(desk, data, places, caller))
     created = int(time.time())
     return to_text_completion(f"cmpl-{request_id}", created, places, answers, desk.fingerprint, echo=bool(data.echo))
 
@@ -86,7 +86,25 @@ def _places(
     )
 
 
-async def _answering(desk: Desk, data: TextRequest, place: Place, caller: Caller) -> Events:
+def _sources(desk: Desk, data: TextRequest, places: Sequence[Place], caller: Caller) -> list[Events]:
+    """All prompts' events; as many at once as the caller may have.
+
+    Raises:
+        NeverFits: there are more prompts than the caller may send in a minute.
+    """
+    limits = caller.limits
+    if limits.requests_per_min is not None and len(places) > limits.requests_per_min:
+        most = limits.requests_per_min
+        raise NeverFits(
+            f"{len(places)} prompts are as many requests and can never fit: the key's limit is {most} in a minute."
+        )
+    together = asyncio.Semaphore(min(limits.concurrency or len(places), desk.server.max_requests))
+    return [_answering(desk, data, place, caller, together) for place in places]
+
+
+async def _answering(
+    desk: Desk, data: TextRequest, place: Place, caller: Caller, together: asyncio.Semaphore
+) -> Events:
     """One prompt's events. A gap that turns out too long for the model's canvas is asked for again, with less around it."""
     asks = [place.ask]
     if data.suffix:
@@ -95,7 +113,7 @@ async def _answering(desk: Desk, data: TextRequest, place: Place, caller: Caller
         asks = [to_infill(place.ask, place.prompt, data.suffix, data.max_tokens, canvas) for canvas in canvases]
     for ask in asks:
         try:
-            async with aclosing(desk.service.answer(ask, caller)) as events:
+            async with together, aclosing(desk.service.answer(ask, caller)) as events:
                 async for event in events:
                     yield event
             return

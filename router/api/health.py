@@ -17,6 +17,8 @@ from router.serving.protocols import DraftEngine, RefineEngine
 from router.state.metrics import Metrics
 from router.state.store import Store
 
+METRICS = CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")  # which Litestar adds
+
 
 class Live(Struct, frozen=True):
     """The process answers."""
@@ -77,7 +79,7 @@ async def ready(
 def metrics(metrics: NamedDependency[SkipValidation[Metrics]]) -> Response[str]:
     """Expose counts and latencies for Prometheus."""
     text = generate_latest(metrics.registry).decode()
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+    return Response(text, media_type=METRICS)
 
 
 def _health(load: DraftLoad | RefineLoad) -> EngineHealth:

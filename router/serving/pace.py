@@ -3,6 +3,7 @@
 from typing import NamedTuple, Protocol
 
 RATE = 0.1  # of what is new, in a moving average
+BURST = 4  # at least a capacity's so-manyth part is thought to run: those who came together may not run yet
 
 
 class Load(Protocol):
@@ -31,7 +32,8 @@ class Pace:
     """Learns what an engine's answers take.
 
     Work is steps an answer times the time of a step, which follows the company at once; for upstreams, which tell no steps, the time of the last
-    answers. With c requests served together a newcomer behind w others waits w / c times the work.
+    answers. With c requests served together a newcomer behind w others waits w / c times the work. Where requests wait, c is how many run: pages
+    may be scarcer than slots.
     """
 
     def __init__(self) -> None:
@@ -47,7 +49,8 @@ class Pace:
         """For a request that comes now."""
         work_s = self._steps * load.step_s or self._seconds
         ahead = max(0, load.waiting - load.background_waiting)  # those of the background give way
-        return Expected(work_s * ahead / max(1, load.capacity), work_s)
+        together = max(1, load.running, load.capacity // BURST)
+        return Expected(work_s * ahead / together, work_s)
 
 
 def _average(old: float, new: float) -> float:

@@ -193,10 +193,11 @@ class Pipeline:
             logger.exception("complexity could not be scored; drafting")
             return None
 
-    async def _try_draft(self, run: Run, features: Features, kept: Kept | None) -> AsyncGenerator[Provisional, None]:
-        """Draft and judge: sets the run's drafts and outcome, and what to do next."""
+    async def _try_draft(
+        self, run: Run, features: Features, kept: Kept | None, refiner: RefineProblem | None = None
+    ) -> AsyncGenerator[Provisional, None]:
+        """Draft and judge: sets the run's drafts and outcome, and what to do next; `refiner`: why it comes to a draft only now."""
         explicit, began = features.wanted == "draft", time.perf_counter()
-        refiner = run.outcome.refiner if run.outcome else None
         try:
             if kept and len(kept.drafts) == run.ask.n:
                 run.drafts = kept.drafts
@@ -233,8 +234,7 @@ class Pipeline:
                     raise
                 problem = _problem(REFINE_PROBLEMS, error)
                 logger.warning("the refiner failed (%s); trying a draft", problem)
-                run.outcome = Outcome(refiner=problem)
-                async with aclosing(self._try_draft(run, features, None)) as seen:
+                async with aclosing(self._try_draft(run, features, None, problem)) as seen:
                     async for event in seen:
                         yield event
                 if not run.drafts_accepted:

@@ -241,6 +241,7 @@ def refined_usage(run: Run, results: Sequence[ar.RefineResult]) -> Usage:
         completion_tokens=written,
         cached_tokens=min(result.reused_tokens for result in results),
         draft_tokens=sum(len(draft.token_ids) for draft in run.drafts),
+        reasoning_tokens=sum(result.reasoning_tokens for result in results),
         refine_tokens=max(0, written - taken),
         sketched_tokens=taken if run.sketch and not run.drafts else None,
     )

@@ -4,14 +4,26 @@ Who comes in and who leaves is all in one generator, so whatever ends it gives b
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Generator
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import aclosing, contextmanager
 from typing import Any, Protocol
 
 from ar_engine.api import RefineDeadline
 from diffusion_engine.api import DraftDeadline
 from router.errors import DeadlinePassed, Overloaded
-from router.serving.messages import BACKGROUND, Admitted, Ask, Caller, Decided, Event, Finished
+from router.serving.messages import (
+    BACKGROUND,
+    Admitted,
+    Ask,
+    Caller,
+    ChoiceEnd,
+    Decided,
+    Delta,
+    Event,
+    Finished,
+    Provisional,
+)
 from router.serving.pipeline import Pipeline
 from router.settings import ServerSettings
 
@@ -21,6 +33,9 @@ MARGIN = (
     1.2  # on an estimated wait: of those let in too late, half would be begun and not finished, time that others lack
 )
 GRACE_S = 5.0  # a lease outlives its request's deadline by this
+
+
+Prepare = Callable[[Ask], Awaitable[Ask]]
 
 
 class Grant(Protocol):
@@ -41,6 +56,40 @@ class Limiter(Protocol):
         ...
 
 
+async def _in_time(preparing: Awaitable[Ask], time_s: float) -> Ask:
+    scope = asyncio.timeout(time_s)
+    try:
+        async with scope:
+            return await preparing
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise RefineDeadline("no answer before the deadline") from None
+
+
+class _Bill:
+    """What a request costs so far: nothing before its answer begins, then what was told of it, in the end what it took. A cached answer costs nothing."""
+
+    def __init__(self, prompt: int, most: int) -> None:
+        self.tokens = 0
+        self._prompt, self._most = prompt, most
+        self._chars = 0  # of the answer
+        self._free = False
+
+    def add(self, event: Event) -> None:
+        """Take note of what the client is told."""
+        if isinstance(event, Decided):
+            self._free = event.decision.route == "cache"
+        if self._free or isinstance(event, Admitted | Provisional | ChoiceEnd):
+            return
+        if isinstance(event, Finished):
+            self.tokens = event.usage.prompt_tokens + event.usage.completion_tokens
+            return
+        if isinstance(event, Delta):
+            self._chars += len(event.text) + len(event.reasoning)
+        self.tokens = min(self._most, self._prompt + -(-self._chars // CHARS_PER_TOKEN))
+
+
 class Service:
     """Lets requests into the pipeline, as many as can be answered."""
 
@@ -52,8 +101,13 @@ class Service:
         self.requests = 0  # under way, those of batches not counted
         self.tokens = 0  # of their prompts, estimated
 
-    async def answer(self, ask: Ask, caller: Caller) -> AsyncGenerator[Event, None]:
+    async def answer(self, ask: Ask, caller: Caller, prepare: Prepare | None = None) -> AsyncGenerator[Event, None]:
         """Admitted, perhaps Provisional, then Decided, Delta and ChoiceEnd of each choice, Finished.
+
+        Args:
+            ask: what is asked for.
+            caller: by whom.
+            prepare: what is still to be checked or fetched for it, within its limits and its deadline.
 
         Raises:
             Overloaded: enough is under way.
@@ -66,23 +120,29 @@ class Service:
         with self._place(ask, prompt, timeout_s):
             reserved = prompt + ask.n * (ask.max_tokens or USUAL_ANSWER)
             grant = await self._limiter.admit(caller, reserved, timeout_s + GRACE_S)
-            used = 0  # a request that fails before its answer costs nothing
+            bill, settled = _Bill(prompt, reserved), False
             try:
                 yield Admitted(grant.headers)
-                async with aclosing(self._pipeline.answer(ask, timeout_s)) as events:
+                began = time.perf_counter()
+                if prepare is not None:
+                    ask = await _in_time(prepare(ask), timeout_s)
+                left_s = timeout_s - (time.perf_counter() - began)
+                async with aclosing(self._pipeline.answer(ask, left_s)) as events:
                     async for event in events:
-                        if isinstance(event, Decided) and event.decision.route != "cache":
-                            used = reserved  # unless the end comes, which knows better
-                        elif isinstance(event, Finished):
-                            cached = event.decision.route == "cache"
-                            used = 0 if cached else event.usage.prompt_tokens + event.usage.completion_tokens
+                        bill.add(event)
+                        if isinstance(
+                            event, Finished
+                        ):  # before the client knows, or its next request finds the place taken
+                            settled = True
+                            await grant.settle(bill.tokens)
                         yield event
             except (DraftDeadline, RefineDeadline):
                 if timeout_s < self._settings.request_timeout_s:
                     raise DeadlinePassed(f"No answer within deadline_ms: {round(1000 * timeout_s)}.") from None
                 raise
             finally:
-                self._later(grant.settle(used))  # the client need not wait for it
+                if not settled:
+                    self._later(grant.settle(bill.tokens))  # who ends it must not wait for Redis
 
     @property
     def canvas_tokens(self) -> int:

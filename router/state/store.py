@@ -15,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from router.settings import RedisSettings
+from router.settings import RedisSettings, SettingsError
 
 Command = tuple[str | bytes | int, ...]
 
@@ -102,7 +102,12 @@ class Store:
     """Commands in, replies out, in one round trip."""
 
     def __init__(self, settings: RedisSettings) -> None:
-        self._redis = make_redis(settings.url, settings.timeout_s)
+        try:
+            self._redis = make_redis(settings.url, settings.timeout_s)
+        except ValueError as error:
+            raise SettingsError(
+                f"redis.url: expected an address of a Redis, got one that can't be read: {error}"
+            ) from None
         self._embedded = settings.url is None
         # Connecting and asking. In process there is nobody to wait for but a busy event loop.
         self._timeout_s = None if self._embedded else 2 * settings.timeout_s

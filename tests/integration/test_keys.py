@@ -173,7 +173,23 @@ def test_what_was_not_used_is_given_back(make_gateway: Make, settings: Settings)
     keep(settings, key)
     gateway = make_gateway(Gateway(settings))
     for at in range(40):  # each reserves 256 tokens and uses a few; all of them together would not fit
-        eventually(lambda at=at: ask(gateway, token, f"question {at}").status_code == 200)
+        assert ask(gateway, token, f"question {at}").status_code == 200
+
+
+def test_prompts_of_one_request_wait_for_each_other_within_the_keys_limits(
+    make_gateway: Make, settings: Settings
+) -> None:
+    token, key = make_key("acme", (), Limits(concurrency=2, requests_per_min=10))
+    keep(settings, key)
+    gateway = make_gateway(Gateway(settings))
+
+    def complete(count: int) -> httpx.Response:
+        body = {"model": "draftgate", "prompt": [f"question {at}" for at in range(count)]}
+        return gateway.http.post("/v1/completions", json=body, headers={"authorization": f"Bearer {token}"})
+
+    assert "can never fit" in complete(11).json()["error"]["message"]
+    assert len(complete(9).json()["choices"]) == 9  # the refused ones used up nothing
+    assert complete(2).status_code == 429
 
 
 def test_secrets_are_nowhere_logged(make_gateway: Make, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
@@ -254,6 +270,16 @@ class TestServe:
     def test_other_machines_are_not_served_without_a_key(self, config: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert server.main(["--config", config]) == 2
         assert "server.host: 0.0.0.0" in capsys.readouterr().err
+
+    def test_a_redis_that_can_not_be_addressed_is_told(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "draftgate.toml"
+        path.write_text('redis = {url = "redis://user:s3cret@host:notaport"}')
+        assert server.main(["--config", str(path)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("draftgate: redis.url: expected")
+        assert "s3cret" not in said
 
     def test_a_revoked_key_is_none(self, config: str, tmp_path: Path) -> None:
         _, key = make_key("acme", (), Limits())

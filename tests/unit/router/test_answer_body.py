@@ -22,6 +22,7 @@ from router.serving.messages import (
     Finished,
     Usage,
 )
+from router.serving.service import Prepare
 from router.settings import ImageSettings, ServerSettings
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +39,8 @@ class Echo:
         self.asks: list[Ask] = []
         self.callers: list[Caller] = []
 
-    async def answer(self, ask: Ask, caller: Caller) -> AsyncGenerator[Event, None]:
+    async def answer(self, ask: Ask, caller: Caller, prepare: Prepare | None = None) -> AsyncGenerator[Event, None]:
+        ask = await prepare(ask) if prepare else ask
         self.asks.append(ask)
         self.callers.append(caller)
         if "busy" in str(ask.messages):

@@ -8,7 +8,7 @@ import pytest
 
 from ar_engine.api import RefineDeadline
 from router.errors import DeadlinePassed, Overloaded, RateLimited
-from router.serving.messages import BACKGROUND, Admitted, Ask, Caller, Decided, Decision, Finished, Usage
+from router.serving.messages import BACKGROUND, Admitted, Ask, Caller, Decided, Decision, Delta, Finished, Usage
 from router.serving.pace import Expected, Pace
 from router.serving.service import GRACE_S, MARGIN, USUAL_ANSWER, Service
 from router.settings import ServerSettings
@@ -47,6 +47,7 @@ class FakePipeline:
         self.go = asyncio.Event()
         self.route: Any = "draft"
         self.error: Exception | None = None
+        self.told = ""
 
     def expect(self, wanted: str) -> Expected:
         return Expected(self.wait_s, 0.0)
@@ -57,6 +58,8 @@ class FakePipeline:
             raise self.error
         decision = Decision(route=self.route, reason="any")
         yield Decided(decision)
+        if self.told:
+            yield Delta(text=self.told)
         yield Finished(usage=Usage(prompt_tokens=3, completion_tokens=5), decision=decision)
 
 
@@ -125,16 +128,55 @@ async def test_a_deadline_of_the_requests_own_is_no_failure_of_the_server(
         await house.ask(timeout_s=timeout_s)
 
 
-async def test_who_leaves_in_mid_answer_pays_what_was_reserved() -> None:
+@pytest.mark.parametrize(("told", "tokens"), [("", 11), ("twelve chars", 14), ("long " * 100, 20)])
+async def test_who_leaves_in_mid_answer_pays_what_was_told(told: str, tokens: int) -> None:
     house = House()
+    house.pipeline.told = told
     house.pipeline.go.set()
     ask = Ask(request_id="r", model="draftgate", messages=({"role": "user", "content": "x" * 40},), max_tokens=9)
     events = house.service.answer(ask, Caller())
     assert isinstance(await anext(events), Admitted)
     assert isinstance(await anext(events), Decided)
+    if told:
+        assert isinstance(await anext(events), Delta)
     await events.aclose()
     await house.service.close()
-    assert house.limiter.settled == [20]
+    assert house.limiter.settled == [tokens]
+
+
+async def test_what_is_to_be_prepared_has_a_place_and_is_within_the_limits() -> None:
+    house = House()
+    house.pipeline.go.set()
+    seen: list[tuple[int, int]] = []
+
+    async def prepare(ask: Ask) -> Ask:
+        seen.append((house.service.requests, len(house.limiter.reserved)))
+        return ask
+
+    ask = Ask(request_id="r", model="draftgate", messages=({"role": "user", "content": "hello"},))
+    async with aclosing(house.service.answer(ask, Caller(), prepare)) as events:
+        assert isinstance([event async for event in events][-1], Finished)
+    assert seen == [(1, 1)]
+    house.limiter.full = True
+    async with aclosing(house.service.answer(ask, Caller(), prepare)) as events:
+        with pytest.raises(RateLimited):
+            await anext(events)
+    assert len(seen) == 1
+
+
+async def test_what_is_to_be_prepared_ends_at_the_deadline() -> None:
+    house = House()
+
+    async def hang(ask: Ask) -> Ask:
+        await asyncio.Event().wait()
+        return ask
+
+    ask = Ask(request_id="r", model="draftgate", messages=({"role": "user", "content": "hello"},), timeout_s=0.01)
+    async with aclosing(house.service.answer(ask, Caller(), hang)) as events:
+        assert isinstance(await anext(events), Admitted)
+        with pytest.raises(DeadlinePassed):
+            await anext(events)
+    assert (house.service.requests, house.service.tokens) == (0, 0)
 
 
 async def test_more_than_can_be_answered_is_refused_at_once() -> None:
@@ -185,8 +227,10 @@ async def test_a_caller_over_its_limits_takes_no_place() -> None:
 
 
 class FakeLoad:
-    def __init__(self, waiting: int = 0, capacity: int = 4, step_s: float = 0.0, background: int = 0) -> None:
-        self.running, self.waiting, self.capacity, self.step_s = 0, waiting, capacity, step_s
+    def __init__(
+        self, running: int = 0, waiting: int = 0, capacity: int = 4, step_s: float = 0.0, background: int = 0
+    ) -> None:
+        self.running, self.waiting, self.capacity, self.step_s = running, waiting, capacity, step_s
         self.background_waiting = background
 
 
@@ -194,9 +238,11 @@ def test_the_time_an_engine_takes_is_learned() -> None:
     pace = Pace()
     assert pace.expect(FakeLoad(waiting=8)) == (0, 0)  # nothing is known
     pace.observe(steps=10, seconds=2.0)
-    assert pace.expect(FakeLoad(waiting=8)) == pytest.approx((4.0, 2.0))  # an upstream tells no step
-    assert pace.expect(FakeLoad(waiting=2, step_s=0.1)) == pytest.approx((0.5, 1.0))
-    assert pace.expect(FakeLoad(waiting=8, background=6, step_s=0.1)).wait_s == pytest.approx(0.5)
+    assert pace.expect(FakeLoad(running=4, waiting=8)) == pytest.approx((4.0, 2.0))  # an upstream tells no step
+    assert pace.expect(FakeLoad(running=4, waiting=2, step_s=0.1)) == pytest.approx((0.5, 1.0))
+    assert pace.expect(FakeLoad(running=2, waiting=2, step_s=0.1)) == pytest.approx((1.0, 1.0))  # no room for more
+    assert pace.expect(FakeLoad(running=0, waiting=2, capacity=8, step_s=0.1)) == pytest.approx((1.0, 1.0))
+    assert pace.expect(FakeLoad(running=4, waiting=8, background=6, step_s=0.1)).wait_s == pytest.approx(0.5)
     for _ in range(100):
         pace.observe(steps=20, seconds=4.0)
     assert pace.expect(FakeLoad(step_s=0.1)).work_s == pytest.approx(2.0, rel=0.01)
