@@ -10,6 +10,7 @@ from typing import Any
 from ar_engine import api as ar
 from classifiers.api import Check, DraftEvidence, Verdict
 from diffusion_engine import api as diffusion
+from router.policy import DecisionRecord, Policy
 from router.serving.messages import text_of
 
 HANG = object()  # scripted: never answer
@@ -45,6 +46,28 @@ def logprobs_of(token: str, alternatives: int | None) -> tuple[ar.TokenLogprob, 
         return ()
     top = tuple((f"alt{at}", -1.0 - at) for at in range(alternatives))
     return (ar.TokenLogprob(token=token, logprob=-0.1, top=top),)
+
+
+def decision_record(**changes: Any) -> DecisionRecord:
+    """The record of an accepted draft."""
+    fields: dict[str, Any] = {
+        "request_id": "r",
+        "at_unix_s": 1.0,
+        "model": "draftgate",
+        "status": 200,
+        "route": "draft",
+        "reason": "accepted",
+        "policy": Policy(),
+        "features": None,
+        "outcome": None,
+        "complexity_version": "c",
+        "quality_version": "q",
+        "prompt_tokens": 1,
+        "completion_tokens": 1,
+        "kept_tokens": None,
+        "elapsed_s": 0.1,
+    }
+    return DecisionRecord(**fields | changes)
 
 
 class FakeEngine:

@@ -25,6 +25,7 @@ from router.serving.messages import (
     Provisional,
 )
 from router.serving.pipeline import Pipeline
+from router.serving.within import in_time
 from router.settings import ServerSettings
 
 CHARS_PER_TOKEN = 4  # of English text, nearly; used where nothing is counted yet
@@ -54,17 +55,6 @@ class Limiter(Protocol):
     async def admit(self, caller: Caller, tokens: int, lease_s: float) -> Grant:
         """Reserve a request and so many tokens, for so long at most. Raises RateLimited, BudgetSpent."""
         ...
-
-
-async def _in_time(preparing: Awaitable[Ask], time_s: float) -> Ask:
-    scope = asyncio.timeout(time_s)
-    try:
-        async with scope:
-            return await preparing
-    except TimeoutError:
-        if not scope.expired():
-            raise
-        raise RefineDeadline("no answer before the deadline") from None
 
 
 class _Bill:
@@ -125,14 +115,14 @@ class Service:
                 yield Admitted(grant.headers)
                 began = time.perf_counter()
                 if prepare is not None:
-                    ask = await _in_time(prepare(ask), timeout_s)
+                    late = RefineDeadline("no answer before the deadline")
+                    ask = await in_time(asyncio.get_running_loop().time() + timeout_s, late, prepare(ask))
                 left_s = timeout_s - (time.perf_counter() - began)
                 async with aclosing(self._pipeline.answer(ask, left_s)) as events:
                     async for event in events:
                         bill.add(event)
-                        if isinstance(
-                            event, Finished
-                        ):  # before the client knows, or its next request finds the place taken
+                        if isinstance(event, Finished):
+                            # before the client knows: its next request must not find the place taken
                             settled = True
                             await grant.settle(bill.tokens)
                         yield event

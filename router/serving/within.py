@@ -1,11 +1,23 @@
-"""Deadlines of async generators."""
+"""Deadlines of what is awaited, and of async generators."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+async def in_time(deadline: float, late: Exception, work: Awaitable[T]) -> T:
+    """What `work` gives, or `late` once it is `deadline` in the event loop's time."""
+    scope = asyncio.timeout_at(deadline)
+    try:
+        async with scope:
+            return await work
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise late from None
 
 
 async def within(time_s: float, late: Exception, events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
@@ -17,16 +29,10 @@ async def within(time_s: float, late: Exception, events: AsyncGenerator[T, None]
     deadline = asyncio.get_running_loop().time() + time_s
     async with aclosing(events):
         while True:
-            scope = asyncio.timeout_at(deadline)
             try:
-                async with scope:
-                    event = await anext(events)
+                event = await in_time(deadline, late, anext(events))
             except StopAsyncIteration:
                 return
-            except TimeoutError:
-                if not scope.expired():
-                    raise
-                raise late from None
             yield event
 
 

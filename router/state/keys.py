@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import ipaddress
 import logging
-import os
 import secrets
 import time
 from collections.abc import Generator, Iterable, Mapping
@@ -23,6 +22,7 @@ from msgspec import Struct
 
 from router.serving.messages import Caller, Limits
 from router.settings import Settings
+from router.state import disk
 from router.state.store import Script, Store
 
 MARK = "dg-"
@@ -147,13 +147,8 @@ class FileShelf:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._alone():
                 keys = self._read() | {key.id: key}
-                new = self._path.with_suffix(".new")
-                with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                    os.fchmod(file.fileno(), 0o600)  # also if one that was killed left it behind
+                with disk.replacing(self._path) as file:
                     file.write(msgspec.json.format(msgspec.json.encode(list(keys.values()))))
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(new, self._path)
         except OSError as error:
             raise KeysError(f"{self._path}: can't be written: {error.strerror}") from error
 

@@ -13,36 +13,20 @@ from litestar.di import Provide
 
 from router.api.requests import delete_request, forget
 from router.errors import ErrorBody, Overloaded, describe
-from router.policy import DecisionRecord, Policy
+from router.policy import DecisionRecord
 from router.serving.messages import Ask, Caller, Kept
 from router.settings import CacheSettings, PrivacySettings, RedisSettings
 from router.state.cache import AnswerCache
 from router.state.decisions import DecisionLog
 from router.state.outbox import Outbox
 from router.state.store import Store
+from tests.fakes import decision_record
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 
 def record(request_id: str, tenant: str) -> DecisionRecord:
-    return DecisionRecord(
-        request_id=request_id,
-        tenant=tenant,
-        at_unix_s=1.0,
-        model="draftgate",
-        status=200,
-        route="draft",
-        reason="accepted",
-        policy=Policy(),
-        features=None,
-        outcome=None,
-        complexity_version="",
-        quality_version="",
-        prompt_tokens=1,
-        completion_tokens=1,
-        kept_tokens=None,
-        elapsed_s=0.1,
-    )
+    return decision_record(request_id=request_id, tenant=tenant)
 
 
 def always(_: Kept) -> bool:

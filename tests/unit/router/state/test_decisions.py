@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from router.policy import DecisionRecord, Policy
+from router.policy import DecisionRecord
 from router.serving.messages import Texts
 from router.settings import PrivacySettings, RedisSettings
 from router.state.decisions import KEPT, PAGE, STREAM, DecisionLog, LoggedDecision
 from router.state.outbox import Outbox
 from router.state.store import Store
+from tests.fakes import decision_record
 
 pytestmark = pytest.mark.anyio
 
@@ -19,24 +20,7 @@ KEEP = PrivacySettings(keep_text=True)
 
 
 def record(request_id: str, tenant: str = "") -> DecisionRecord:
-    return DecisionRecord(
-        request_id=request_id,
-        tenant=tenant,
-        at_unix_s=1.0,
-        model="draftgate",
-        status=200,
-        route="draft",
-        reason="accepted",
-        policy=Policy(),
-        features=None,
-        outcome=None,
-        complexity_version="c",
-        quality_version="q",
-        prompt_tokens=1,
-        completion_tokens=1,
-        kept_tokens=None,
-        elapsed_s=0.1,
-    )
+    return decision_record(request_id=request_id, tenant=tenant)
 
 
 @pytest.fixture

@@ -9,30 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
-from router.policy import DecisionRecord, Policy
+from router.policy import DecisionRecord
 from router.settings import RedisSettings
 from router.state.metrics import Metrics, bin_of, bucket_key, seconds_of
 from router.state.outbox import Outbox
 from router.state.store import Store
+from tests.fakes import decision_record
 
 pytestmark = pytest.mark.anyio
 AT = 1_800_000_000.0
-RECORD = DecisionRecord(
-    request_id="r",
-    at_unix_s=AT,
-    model="draftgate",
-    status=200,
-    route="draft",
-    reason="verifier:arithmetic",
-    policy=Policy(),
-    features=None,
-    outcome=None,
-    complexity_version="c",
-    quality_version="q",
-    prompt_tokens=10,
-    completion_tokens=5,
-    kept_tokens=None,
-    elapsed_s=0.25,
+RECORD = decision_record(
+    at_unix_s=AT, reason="verifier:arithmetic", prompt_tokens=10, completion_tokens=5, elapsed_s=0.25
 )
 
 
